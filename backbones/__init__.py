@@ -1,0 +1,28 @@
+"""Backbones: timm models as image -> feature maps, for any number of bands, with stages, freezing, LoRA."""
+
+from __future__ import annotations
+
+from backbones.backbone import Backbone
+from backbones.catalogue import BackboneRow, LayerRow, describe_layers, list_backbones
+from backbones.depthwise import accelerate_depthwise
+from backbones.errors import BackboneError, WeightsError
+from backbones.factory import create_backbone
+from backbones.lora import add_lora, merge_lora
+from backbones.stages import Stage
+from backbones.weights import WeightsReport
+
+__all__ = [
+    "Backbone",
+    "BackboneError",
+    "BackboneRow",
+    "LayerRow",
+    "Stage",
+    "WeightsError",
+    "WeightsReport",
+    "accelerate_depthwise",
+    "add_lora",
+    "create_backbone",
+    "describe_layers",
+    "list_backbones",
+    "merge_lora",
+]

@@ -1,0 +1,68 @@
+"""Data modules: GeoTIFF scenes and camera frames as normalised, augmented, never leaking batches.
+
+Names are imported when they are first used: `datamodules.batch` alone needs neither rasterio nor lightning.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datamodules.augment import Augment
+    from datamodules.batch import IGNORE, Batch, Item, Sample, Window
+    from datamodules.camera import CameraFrameDataModule
+    from datamodules.classes import Classes, ClassSpec
+    from datamodules.datamodule import SegmentationDataModule
+    from datamodules.errors import DataError
+    from datamodules.geotiff import GeoTiffDataModule
+    from datamodules.sampling import SampleKey
+    from datamodules.splits import DriveSplit, FolderSplit, ListSplit, PlaceSplit, SceneSplit
+    from datamodules.statistics import Normalisation, Statistics
+
+__all__ = [
+    "IGNORE",
+    "Augment",
+    "Batch",
+    "CameraFrameDataModule",
+    "ClassSpec",
+    "Classes",
+    "DataError",
+    "DriveSplit",
+    "FolderSplit",
+    "GeoTiffDataModule",
+    "Item",
+    "ListSplit",
+    "Normalisation",
+    "PlaceSplit",
+    "Sample",
+    "SampleKey",
+    "SceneSplit",
+    "SegmentationDataModule",
+    "Statistics",
+    "Window",
+]
+
+_MODULES = {
+    "augment": ("Augment",),
+    "batch": ("IGNORE", "Batch", "Item", "Sample", "Window"),
+    "camera": ("CameraFrameDataModule",),
+    "classes": ("ClassSpec", "Classes"),
+    "datamodule": ("SegmentationDataModule",),
+    "errors": ("DataError",),
+    "geotiff": ("GeoTiffDataModule",),
+    "sampling": ("SampleKey",),
+    "splits": ("DriveSplit", "FolderSplit", "ListSplit", "PlaceSplit", "SceneSplit"),
+    "statistics": ("Normalisation", "Statistics"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"datamodules.{module}"), name)
+    raise AttributeError(f"module 'datamodules' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,365 @@
+"""The data module: what GeoTIFF scenes and camera frames share, from scanned files to loaders.
+
+A subclass finds the files (`scan`), reads them (`_reader`) and says from where training windows are drawn
+(`_training_regions`); splits, statistics, normalisation, its guard and the loaders are the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.augment import Augment
+from datamodules.batch import Batch, Item, Sample, to_device
+from datamodules.classes import Classes
+from datamodules.datasets import EvaluationDataset, Reader, TrainingDataset, collate
+from datamodules.errors import DataError
+from datamodules.sampling import ClassPositions, EpochSampler, Region, WindowPlan, find_classes
+from datamodules.splits import Splits, shared_groups
+from datamodules.statistics import (
+    Moments,
+    Normalisation,
+    Statistics,
+    cache_folder,
+    cached,
+    cached_statistics,
+    check_range,
+    collect,
+    fingerprint,
+    suggest_scale,
+)
+
+GUARDED = 32
+"""Files at most whose values are looked at before a prediction."""
+
+
+class SegmentationDataModule(LightningDataModule):
+    """Base of the data modules; works with a lightning.Trainer and with a plain loop after `setup()`."""
+
+    classes: Classes
+    bands: tuple[str, ...]
+    """Names of the bands that the model sees, in their order."""
+    dtype: np.dtype[Any]
+    """Number type of the files."""
+    items: Splits
+    """'train', 'val' and 'test' after `scan()`."""
+    skipped: list[tuple[str, str]]
+    """(path, reason) of files left out with on_error="skip"."""
+    unmatched: list[str]
+    """Images without label and labels without image."""
+    notes: list[str]
+    """What the user should know about the data, in sentences."""
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        chip: tuple[int, int] | None,
+        augment: Augment | None,
+        rare_class_crops: float,
+        samples_per_epoch: int | None,
+        min_valid: float,
+        normalise: Literal["weights", "data"],
+        scale: float | None,
+        batch_size: int,
+        eval_batch_size: int | None,
+        workers: int,
+        on_error: Literal["stop", "skip"],
+        seed: int,
+        cache_dir: str | Path | None,
+    ) -> None:
+        """chip, augment: (H, W) and augmentation of training samples; None where `scan` sets them."""
+        super().__init__()
+        _check_choice("normalise", normalise, ("weights", "data"))
+        _check_choice("on_error", on_error, ("stop", "skip"))
+        self.root = Path(root)
+        if chip is not None:
+            self.chip = chip
+        if augment is not None:
+            self.augment = augment
+        self.rare_class_crops = rare_class_crops
+        self.samples_per_epoch = samples_per_epoch
+        self.min_valid = min_valid
+        self.normalise = normalise
+        self.scale = scale
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.workers = workers
+        self.on_error = on_error
+        self.seed = seed
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.items, self.skipped, self.unmatched, self.notes = {}, [], [], []
+        self._weights_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+        self._normalisation: Normalisation | None = None
+        self._statistics: Statistics | None = None
+
+    # ---------------------------------------------------------------- what a subclass says
+
+    @abstractmethod
+    def scan(self) -> None:
+        """Finds and checks the files; fills classes, bands, dtype, items, skipped, unmatched and notes."""
+
+    @abstractmethod
+    def prediction_dataset(self, paths: Sequence[str | Path]) -> Dataset[Sample]:
+        """Whole files without labels, in the order given, as samples of their own size (mask all 255)."""
+
+    @abstractmethod
+    def _reader(self) -> Reader:
+        """Reads the items of all splits."""
+
+    @abstractmethod
+    def _training_regions(self) -> list[Region]:
+        """From where training windows are drawn."""
+
+    @abstractmethod
+    def _facts(self) -> dict[str, object]:
+        """Everything beside files, classes and bands that changes what is read from them."""
+
+    def _windows(self, region: Region) -> list[Item]:
+        """A training region in pieces that fit in memory, for the statistics."""
+        return [region.item]
+
+    def _evaluation_dataset(self, split: str) -> Dataset[Sample]:
+        """The items of a split, whole and in order."""
+        return EvaluationDataset(self.items[split], reader=self._reader(), normalisation=self.normalisation)
+
+    # ---------------------------------------------------------------- Lightning
+
+    def setup(self, stage: str | None = None) -> None:
+        """Scans the files; before training also checks that normalised values suit the weights."""
+        self._scan_once()
+        if stage in (None, "fit"):
+            check_range(self.statistics, self.normalisation, self.bands)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Augmented windows; their order and content follow from (seed, epoch) alone.
+
+        Outside Lightning, call `loader.sampler.set_epoch(epoch)` before each epoch.
+        """
+        dataset = self.training_dataset()
+        sampler = EpochSampler(dataset, seed=self.seed, rank=_rank()[0], world=_rank()[1])
+        # a last batch of few samples would upset batch norm
+        return self._loader(dataset, self.batch_size, sampler, drop_last=len(sampler) > self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Every pixel of the val split once, in order, not augmented."""
+        return self.evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Every pixel of the test split once, in order, not augmented."""
+        return self.evaluation_loader("test")
+
+    def evaluation_loader(self, split: str) -> DataLoader[Batch]:
+        """Every pixel of a split once, in order, not augmented."""
+        self._scan_once()
+        if not self.items[split]:
+            counts = ", ".join(f"{name} {len(items)}" for name, items in self.items.items())
+            raise DataError(f"{self.root}: the {split} split is empty (samples: {counts})")
+        return self._loader(self._evaluation_dataset(split), self.eval_batch_size)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """For Lightning."""
+        return to_device(batch, device)
+
+    def training_dataset(self) -> TrainingDataset:
+        """Indexed by `SampleKey`; an epoch has len() of them."""
+        self._scan_once()
+        regions = self._training_regions()
+        plan = WindowPlan(
+            regions,
+            size=self.augment.reach,
+            length=self.samples_per_epoch or self._samples_to_cover(regions),
+            min_valid=self.min_valid,
+            positions=self._positions(regions) if self.rare_class_crops else None,
+            rare_share=self.rare_class_crops,
+        )
+        return TrainingDataset(
+            plan=plan, reader=self._reader(), augment=self.augment, normalisation=self.normalisation
+        )
+
+    # ---------------------------------------------------------------- figures of the training split
+
+    @property
+    def in_chans(self) -> int:
+        """Number of bands that the model sees."""
+        return len(self.bands)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of the training split; collected once, then kept in the cache folder."""
+        if self._statistics is None:
+            self._scan_once()
+            key = self._fingerprint()
+            self._statistics = cached_statistics(
+                self._cache_path(f"statistics-{key[:16]}.json"), lambda: self._collect(key)
+            )
+        return self._statistics
+
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """The weights' mean and std, band by band on a 0..1 scale; used with normalise="weights"."""
+        self._weights_range = tuple(mean), tuple(std)
+        self._normalisation = None
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """Of the pixels, band by band; may be set to a trained model's own."""
+        if self._normalisation is None:
+            self._scan_once()
+            self._normalisation = self._make_normalisation()
+        return self._normalisation
+
+    @normalisation.setter
+    def normalisation(self, value: Normalisation) -> None:
+        self._normalisation = value
+
+    def data_card(self) -> dict[str, Any]:
+        """What the data is: plain values for JSON."""
+        figures = self.statistics
+        labelled = max(int(figures.class_counts.sum()), 1)
+        counts = dict(zip(self.classes.names, figures.class_counts.tolist(), strict=True))
+        absent = [name for name, count in counts.items() if count == 0]
+        notes = [f"class '{name}' never occurs in the training labels" for name in absent]
+        return {
+            "root": str(self.root),
+            "samples": {split: len(items) for split, items in self.items.items()},
+            "groups": {split: len({item.group for item in items}) for split, items in self.items.items()},
+            "bands": {
+                band: {
+                    "mean": float(figures.mean[i]),
+                    "std": float(figures.std[i]),
+                    "minimum": float(figures.minimum[i]),
+                    "maximum": float(figures.maximum[i]),
+                }
+                for i, band in enumerate(self.bands)
+            },
+            "bands_from": f"{figures.valid_pixels} valid pixels in {figures.samples} of "
+            f"{figures.windows} training windows",
+            "dtype": str(self.dtype),
+            "class_pixels": counts,
+            "class_shares": {name: count / labelled for name, count in counts.items()},
+            "fingerprint": figures.fingerprint,
+            "skipped": [list(pair) for pair in self.skipped],
+            "unmatched": list(self.unmatched),
+            "warnings": [*self.notes, *shared_groups(self.items), *notes],
+        }
+
+    # ---------------------------------------------------------------- inside
+
+    def _scan_once(self) -> None:
+        if not self.items:
+            self.scan()
+
+    def _samples_to_cover(self, regions: Sequence[Region]) -> int:
+        """Samples that cover the valid ground once, at zoom 1, and every region once."""
+        area = sum(region.area for region in regions)
+        return max(len(regions), int(np.ceil(area / (self.chip[0] * self.chip[1]))))
+
+    def _make_normalisation(self) -> Normalisation:
+        if self.normalise == "data":
+            return Normalisation.from_data(self.statistics, self.bands)
+        if self._weights_range is None:
+            raise DataError(
+                "normalise is 'weights': call set_normalisation(backbone.mean, backbone.std) first, "
+                "or choose normalise='data'"
+            )
+        if len(self._weights_range[0]) != len(self.bands):
+            raise DataError(
+                f"the weights' mean has {len(self._weights_range[0])} bands, the data {len(self.bands)}: "
+                + ", ".join(self.bands)
+            )
+        return Normalisation.from_weights(*self._weights_range, scale=self._known_scale())
+
+    def _known_scale(self) -> float:
+        if self.scale is not None:
+            return self.scale
+        if self.dtype == np.uint8:
+            return 255.0
+        raise DataError(
+            f"the files are {self.dtype}, so scale (the value that the weights saw as 1.0) must be given; "
+            f"from their values likely {suggest_scale(self.statistics):g}. Or choose normalise: data"
+        )
+
+    def _fingerprint(self) -> str:
+        facts = {
+            "classes": [(spec.name, spec.values) for spec in self.classes.specs],
+            "ignore": self.classes.ignore,
+            "bands": self.bands,
+            **self._facts(),
+        }
+        return fingerprint(self.items["train"], root=self.root, facts=facts)
+
+    def _cache_path(self, name: str) -> Path:
+        return cache_folder(self.root, self.cache_dir) / name
+
+    def _collect(self, key: str) -> Statistics:
+        windows = [item for region in self._training_regions() for item in self._windows(region)]
+        return collect(
+            windows, self._reader(), bands=len(self.bands), num_classes=len(self.classes), fingerprint=key
+        )
+
+    def _positions(self, regions: Sequence[Region]) -> ClassPositions:
+        """Where classes occur, kept in the cache folder."""
+        windows = [self._windows(region) for region in regions]
+        return cached(
+            self._cache_path(f"positions-{self._fingerprint()[:16]}.npz"),
+            lambda: find_classes(windows, self._reader(), num_classes=len(self.classes)),
+            load=ClassPositions.load,
+            save=ClassPositions.save,
+        )
+
+    def _loader(
+        self,
+        dataset: Dataset[Sample],
+        batch_size: int,
+        sampler: EpochSampler | None = None,
+        *,
+        drop_last: bool = False,
+    ) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=collate,
+            worker_init_fn=_one_thread,
+        )
+
+    def _check_inputs(self, items: Sequence[Item], reader: Reader) -> None:
+        """The guard for files to predict: wider limits, since one scene may well be all water or snow."""
+        moments = Moments(len(self.bands))
+        step = max(1, len(items) // GUARDED)
+        for item in items[::step][:GUARDED]:
+            raw = reader.read(item)
+            moments.add(raw.values, raw.valid)
+        if moments.count:
+            figures = moments.summary(samples=len(items))
+            check_range(figures, self.normalisation, self.bands, largest_mean=10.0, std_range=(0.005, 25.0))
+
+
+def _check_choice(name: str, given: str, allowed: Sequence[str]) -> None:
+    if given not in allowed:
+        raise DataError(f"{name} is {given!r}; allowed: {', '.join(allowed)}")
+
+
+def _rank() -> tuple[int, int]:
+    """This process's rank and the number of processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _one_thread(worker: int) -> None:
+    """Loader processes are the parallelism; threads inside each would fight over the cores."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

@@ -1,0 +1,375 @@
+"""Splits: which samples train, which choose the model and which judge it, without a leak between them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, cos, floor, radians
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from datamodules.batch import Item, Window
+from datamodules.errors import DataError
+
+Splits = dict[str, list[Item]]
+"""'train', 'val' and 'test'; the last two may be empty."""
+
+METRES_PER_DEGREE = 111_320.0
+"""Of latitude, and of longitude at the equator (WGS84, within 0.6 %)."""
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """The folders say it: what `{split}` in the paths stands for."""
+
+    train: str = "train"
+    val: str | None = "val"
+    test: str | None = "test"
+    val_fraction: float = 0.0
+    """Where there is no val folder: share of the training groups that is held out as val."""
+
+
+@dataclass(frozen=True)
+class ListSplit:
+    """One text file a split, a sample's path or name a line."""
+
+    train: Path
+    val: Path
+    test: Path | None = None
+
+
+@dataclass(frozen=True)
+class SceneSplit:
+    """Whole scenes (or frames), drawn at random."""
+
+    val: float = 0.15
+    test: float = 0.15
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PlaceSplit:
+    """Blocks of ground: no split has ground of another one's block."""
+
+    block: float
+    """Side of a block, in metres."""
+    gap: float = 0.0
+    """Metres left out on each side between blocks of different splits."""
+    val: float = 0.15
+    test: float = 0.15
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DriveSplit:
+    """Whole drives, or any other group that the pattern finds in a file's name."""
+
+    pattern: str = r"^([^_]+)"
+    val: float = 0.15
+    test: float = 0.15
+    seed: int = 0
+
+
+Split = FolderSplit | ListSplit | SceneSplit | PlaceSplit | DriveSplit
+
+
+def split_by_folder(folders: Mapping[str, Sequence[Item]], *, val_fraction: float, seed: int) -> Splits:
+    """folders: the items of 'train', 'val' and 'test'. Without val items, training groups are held out."""
+    train, val, test = (list(folders.get(name, ())) for name in ("train", "val", "test"))
+    if val_fraction and not val:
+        held = split_by_group(train, val=val_fraction, test=0.0, seed=seed)
+        train, val = held["train"], held["val"]
+    splits = {"train": train, "val": val, "test": test}
+    refuse_leaks(splits, groups=False)
+    return splits
+
+
+def split_by_scene(items: Sequence[Item], *, val: float, test: float, seed: int) -> Splits:
+    """Whole scenes: an item's group is its image."""
+    return split_by_group(items, val=val, test=test, seed=seed)
+
+
+def split_by_drive(items: Sequence[Item], *, pattern: str, val: float, test: float, seed: int) -> Splits:
+    """Whole drives: the group is what the pattern's first group finds in the file's stem."""
+    return split_by_group(group_by_drive(items, pattern=pattern), val=val, test=test, seed=seed)
+
+
+def group_by_drive(items: Sequence[Item], *, pattern: str) -> list[Item]:
+    """The items with the drive in their file's name as group."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise DataError(f"drive pattern {pattern!r} is no regular expression: {error}") from error
+    if compiled.groups < 1:
+        raise DataError(f"drive pattern {pattern!r} has no group: put the drive in (brackets)")
+    matches = [compiled.search(Path(item.image).stem) for item in items]
+    missed = [item.id for item, match in zip(items, matches, strict=True) if match is None]
+    if missed:
+        raise DataError(f"drive pattern {pattern!r} finds nothing in {_some(missed)}")
+    return [replace(item, group=match.group(1)) for item, match in zip(items, matches, strict=True) if match]
+
+
+def split_by_list(items: Sequence[Item], *, root: Path, train: Path, val: Path, test: Path | None) -> Splits:
+    """A line is an image's path (below the root or absolute), name or stem; it must mean exactly one item."""
+    names: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        path = Path(item.image)
+        below = Path(item.id).with_suffix("").as_posix()
+        for name in {item.id, below, path.name, path.stem, str(path), str(root.resolve() / item.id)}:
+            names[name].append(item)
+    lists = {"train": train, "val": val, "test": test}
+    splits = {split: [] if file is None else _listed(file, names) for split, file in lists.items()}
+    refuse_leaks(splits, groups=False)
+    return splits
+
+
+def split_by_group(items: Sequence[Item], *, val: float, test: float, seed: int) -> Splits:
+    """Whole groups, as near to the shares of items as their sizes allow; the seed decides between equals."""
+    sizes = Counter(item.group for item in items)
+    owner = share_out(dict(sizes), val=val, test=test, seed=seed)
+    splits: Splits = {"train": [], "val": [], "test": []}
+    for item in items:
+        splits[owner[item.group]].append(item)
+    return splits
+
+
+def share_out(sizes: Mapping[str, float], *, val: float, test: float, seed: int) -> dict[str, str]:
+    """The split of every group: the largest first, each to the split that lacks most."""
+    if val + test >= 1:
+        raise DataError(f"split: val {val:g} and test {test:g} leave nothing to train on")
+    shares = {"train": 1 - val - test, "val": val, "test": test}
+    total = sum(sizes.values())
+    lack = {split: share * total for split, share in shares.items() if share > 0}
+    if len(sizes) < len(lack):
+        raise DataError(
+            f"split: {len(lack)} splits need as many groups, but there is only {_some(list(sizes))}"
+        )
+    names = sorted(sizes)
+    order = np.random.default_rng(seed).permutation(len(names))
+    queue = sorted((names[i] for i in order), key=lambda name: -sizes[name])
+    owner: dict[str, str] = {}
+    for position, name in enumerate(queue):
+        empty = [split for split in lack if split not in owner.values()]
+        # the last groups are kept for splits that would get none
+        choice = empty if len(empty) == len(queue) - position else list(lack)
+        owner[name] = max(choice, key=lambda split: lack[split])
+        lack[owner[name]] -= sizes[name]
+    return owner
+
+
+def refuse_leaks(splits: Splits, *, groups: bool) -> None:
+    """Stops where a file is in two splits, or (with `groups`) a group.
+
+    Regions of one big scene may be in different splits: then the group is the block of ground.
+    """
+    owner: dict[tuple[str, Window | None], str] = {}
+    group_owner: dict[str, str] = {}
+    for split, items in splits.items():
+        for item in items:
+            if owner.setdefault((item.image, item.window), split) != split:
+                raise DataError(f"{item.id} is in two splits: {owner[(item.image, item.window)]} and {split}")
+            if groups and group_owner.setdefault(item.group, split) != split:
+                other = group_owner[item.group]
+                raise DataError(f"group '{item.group}' is in two splits: {other} and {split} ({item.id})")
+
+
+def shared_groups(splits: Splits) -> list[str]:
+    """One line for each group that is in two splits: given splits may do that, and their scores flatter."""
+    counts = {split: Counter(item.group for item in items) for split, items in splits.items()}
+    return [
+        f"group '{group}' is in two splits: {first} ({counts[first][group]} samples) "
+        f"and {second} ({counts[second][group]})"
+        for first, second in (("train", "val"), ("train", "test"), ("val", "test"))
+        for group in sorted(counts[first].keys() & counts[second].keys())
+    ]
+
+
+def _listed(file: Path, names: Mapping[str, Sequence[Item]]) -> list[Item]:
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"split list {file} can't be read: {error}") from error
+    found: dict[str, Item] = {}
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if not name:
+            continue
+        matches = names.get(name, ())
+        if len(matches) != 1:
+            found_ids = _some([item.id for item in matches])
+            raise DataError(
+                f"{file}, line {number}: {name!r} must name one sample, but names {len(matches)}: {found_ids}"
+            )
+        found[matches[0].id] = matches[0]
+    if not found:
+        raise DataError(f"split list {file} is empty")
+    return list(found.values())
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}" if names else "none"
+
+
+# ------------------------------------------------------------------------------------ by place
+
+
+class Grid(Protocol):
+    """A scene's pixel grid on the ground."""
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def to_lonlat(self, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pixel corners to degrees (WGS84)."""
+
+    def to_pixel(self, lons: np.ndarray, lats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Degrees to fractional rows, cols."""
+
+
+@dataclass(frozen=True, order=True)
+class Block:
+    """A square of ground: bands of latitude, cut into columns that are as wide as the band is high."""
+
+    row: int
+    col: int
+
+    def edges(self, side: float) -> tuple[float, float, float, float]:
+        """west, south, east, north in degrees; side: metres."""
+        high, wide = _degrees(self.row, side)
+        return self.col * wide, self.row * high, (self.col + 1) * wide, (self.row + 1) * high
+
+
+def split_by_place(
+    items: Sequence[Item],
+    grids: Mapping[str, Grid],
+    *,
+    block: float,
+    gap: float,
+    val: float,
+    test: float,
+    seed: int,
+    min_side: int = 1,
+) -> tuple[Splits, float]:
+    """Cuts scenes at the edges of blocks of ground; returns the splits and the share of pixels left out.
+
+    Every item's window lies wholly inside its block, so ground is never in two splits, whatever
+    the scenes' CRSs and overlaps. Left out are the gaps, slivers at the blocks' edges (which are not
+    parallel to the pixels) and pieces narrower than `min_side` pixels.
+    grids: by image path.
+    """
+    if 2 * gap >= block:
+        raise DataError(
+            f"split by place: a gap of {gap:g} m on each side leaves nothing of a {block:g} m block"
+        )
+    pieces = [(item, place) for item in items for place in _blocks(grids[item.image], block)]
+    sizes: dict[Block, float] = defaultdict(float)
+    for item, place in pieces:
+        window = _inside(grids[item.image], place.edges(block))
+        sizes[place] += 0 if window is None else window.height * window.width
+    filled = {_name(place): size for place, size in sorted(sizes.items()) if size}
+    if not filled:
+        raise DataError(f"split by place: no block of {block:g} m holds a whole pixel of any scene")
+    owner = share_out(filled, val=val, test=test, seed=seed)
+    splits: Splits = {"train": [], "val": [], "test": []}
+    kept = 0
+    for item, place in pieces:
+        if _name(place) not in owner:
+            continue
+        window = _inside(grids[item.image], _shrunk(place, owner, block, gap))
+        if window is None or min(window.height, window.width) < min_side:
+            continue
+        whole = (window.height, window.width) == (grids[item.image].height, grids[item.image].width)
+        name = item.id if whole else f"{item.id}@{window.row},{window.col}"
+        splits[owner[_name(place)]].append(replace(item, id=name, group=_name(place), window=window))
+        kept += window.height * window.width
+    refuse_leaks(splits, groups=True)
+    total = sum(grids[item.image].height * grids[item.image].width for item in items)
+    return splits, 1 - kept / total
+
+
+def _name(block: Block) -> str:
+    return f"block {block.row},{block.col}"
+
+
+def _degrees(row: int, side: float) -> tuple[float, float]:
+    """Height and width in degrees of the blocks in a band of latitude."""
+    high = side / METRES_PER_DEGREE
+    return high, high / max(cos(radians((row + 0.5) * high)), 0.01)
+
+
+def _blocks(grid: Grid, side: float) -> list[Block]:
+    """All blocks that the scene may touch."""
+    west, south, east, north = _outline(grid)
+    high, _ = _degrees(0, side)
+    found = []
+    for row in range(floor(south / high), ceil(north / high)):
+        wide = _degrees(row, side)[1]
+        found += [Block(row, col) for col in range(floor(west / wide), ceil(east / wide))]
+    return found
+
+
+def _outline(grid: Grid) -> tuple[float, float, float, float]:
+    """west, south, east, north in degrees, from points along the scene's edges."""
+    steps = np.linspace(0, 1, 21)
+    zero, one = np.zeros_like(steps), np.ones_like(steps)
+    rows = np.concatenate([zero, one, steps, steps]) * grid.height
+    cols = np.concatenate([steps, steps, zero, one]) * grid.width
+    lons, lats = grid.to_lonlat(rows, cols)
+    if not (np.isfinite(lons).all() and np.isfinite(lats).all()):
+        raise DataError("split by place: a scene's corners have no longitude and latitude; is its CRS right?")
+    return float(lons.min()), float(lats.min()), float(lons.max()), float(lats.max())
+
+
+def _shrunk(
+    block: Block, owner: Mapping[str, str], side: float, gap: float
+) -> tuple[float, float, float, float]:
+    """The block's edges, drawn in by the gap where a neighbour belongs to another split."""
+    own = owner[_name(block)]
+    west, south, east, north = block.edges(side)
+    high, wide = gap / METRES_PER_DEGREE, gap / side * (east - west)
+
+    def differs(row: int, low: float, up: float) -> bool:
+        """Whether a block of the band between two longitudes is in another split."""
+        width = _degrees(row, side)[1]
+        columns = range(floor(low / width), ceil(up / width))
+        return any(owner.get(_name(Block(row, col)), own) != own for col in columns)
+
+    # two blocks above each other are as far apart as `wide` along the edge: so look that far to the sides
+    west_in = west + wide if differs(block.row, west - wide, west) else west
+    east_in = east - wide if differs(block.row, east, east + wide) else east
+    south_in = south + high if differs(block.row - 1, west - wide, east + wide) else south
+    north_in = north - high if differs(block.row + 1, west - wide, east + wide) else north
+    return west_in, south_in, east_in, north_in
+
+
+def _inside(grid: Grid, edges: tuple[float, float, float, float]) -> Window | None:
+    """The largest window that lies wholly between the edges; None if there is no pixel."""
+    west, south, east, north = edges
+    steps = np.linspace(0, 1, 21)
+    lons, lats = west + steps * (east - west), south + steps * (north - south)
+    sides = [
+        grid.to_pixel(np.full_like(steps, west), lats),
+        grid.to_pixel(np.full_like(steps, east), lats),
+        grid.to_pixel(lons, np.full_like(steps, south)),
+        grid.to_pixel(lons, np.full_like(steps, north)),
+    ]
+    left, right = _between(sides[0][1], sides[1][1], grid.width)
+    top, bottom = _between(sides[2][0], sides[3][0], grid.height)
+    if right <= left or bottom <= top:
+        return None
+    return Window(top, left, bottom - top, right - left)
+
+
+def _between(one: np.ndarray, other: np.ndarray, length: int) -> tuple[int, int]:
+    """Whole pixels between two edges, whichever of them comes first."""
+    low, high = sorted((one, other), key=lambda positions: float(positions.mean()))
+    return max(0, ceil(low.max() - 1e-6)), min(length, floor(high.min() + 1e-6))

@@ -1,0 +1,174 @@
+"""Sampling: a function of (seed, epoch, index) that visits ground by its valid area."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datamodules.batch import Item, Window
+from datamodules.sampling import (
+    CELL,
+    ClassPositions,
+    EpochSampler,
+    Region,
+    SampleKey,
+    WindowPlan,
+    class_pixels,
+    find_classes,
+)
+
+
+def region(
+    name: str, height: int, width: int, *, row: int = 0, footprint: np.ndarray | None = None
+) -> Region:
+    area = height * width * (1.0 if footprint is None else float(footprint.mean()))
+    item = Item(id=name, group=name, image=name)
+    return Region(item, Window(row, 0, height, width), area, footprint)
+
+
+def draws(plan: WindowPlan, epoch: int = 0, seed: int = 0) -> list[Item]:
+    keys = [SampleKey(seed, epoch, index) for index in range(len(plan))]
+    return [plan.draw(key, key.rng())[0] for key in keys]
+
+
+def test_keys_are_a_permutation_that_epoch_and_seed_decide():
+    sampler = EpochSampler(range(20), seed=3)
+    first = list(sampler)
+    assert sorted(key.index for key in first) == list(range(20))
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert {key.epoch for key in second} == {1}
+    assert [key.index for key in second] != [key.index for key in first]
+    assert [key.index for key in EpochSampler(range(20), seed=4)] != [key.index for key in first]
+
+
+def test_ranks_share_out_an_epoch():
+    parts = [[key.index for key in EpochSampler(range(21), seed=0, rank=rank, world=2)] for rank in (0, 1)]
+    assert [len(part) for part in parts] == [11, 11]
+    assert set(parts[0]) | set(parts[1]) == set(range(21))
+
+
+def test_scenes_of_one_size_are_visited_once_each():
+    plan = WindowPlan([region(str(i), 20, 20) for i in range(30)], size=(32, 32), length=30)
+    assert Counter(item.image for item in draws(plan)) == {str(i): 1 for i in range(30)}
+    assert draws(plan) == draws(plan)
+    assert draws(plan, epoch=1) != draws(plan)
+
+
+@given(st.lists(st.integers(10, 400), min_size=1, max_size=12), st.integers(1, 60), st.integers(0, 5))
+def test_scenes_are_visited_by_area(sides, length, epoch):
+    regions = [region(str(i), side, side) for i, side in enumerate(sides)]
+    plan = WindowPlan(regions, size=(8, 8), length=length)
+    visits = np.bincount(plan.slots(0, epoch), minlength=len(sides))
+    expected = plan.area / plan.area.sum() * length
+    assert visits.sum() == length
+    assert (np.abs(visits - expected) < 1 + 1e-6).all()
+
+
+@given(st.integers(1, 100), st.integers(1, 100), st.integers(1, 100), st.integers(0, 100))
+def test_windows_stay_in_their_region(height, width, size, index):
+    plan = WindowPlan([region("a", height, width, row=7)], size=(size, size), length=101)
+    key = SampleKey(0, 0, index)
+    item, centre = plan.draw(key, key.rng())
+    window = item.window
+    assert centre is None
+    assert (window.height, window.width) == (min(size, height), min(size, width))
+    assert 7 <= window.row <= 7 + height - window.height
+    assert 0 <= window.col <= width - window.width
+
+
+def test_windows_differ_within_an_epoch_and_between_epochs():
+    plan = WindowPlan([region("a", 500, 500)], size=(32, 32), length=50)
+    assert len({item.window for item in draws(plan)}) > 45
+    assert not {item.window for item in draws(plan)} & {item.window for item in draws(plan, epoch=1)}
+
+
+def test_windows_find_valid_ground():
+    footprint = np.zeros((64, 64), bool)
+    footprint[50:54, 50:54] = True
+    plan = WindowPlan([region("a", 1024, 1024, footprint=footprint)], size=(64, 64), length=40, min_valid=0.4)
+    shares = [plan.regions[0].valid_share(item.window) for item in draws(plan)]
+    assert np.mean(np.array(shares) >= 0.4) > 0.9
+    assert min(shares) > 0
+
+
+def test_valid_share_is_counted_inside_the_region():
+    footprint = np.array([[True, False], [True, True]])
+    place = region("a", 20, 20, row=100, footprint=footprint)
+    assert place.valid_share(Window(100, 0, 20, 20)) == 0.75
+    assert place.valid_share(Window(100, 10, 10, 10)) == 0.0
+    assert place.valid_share(Window(110, 0, 10, 20)) == 1.0
+
+
+def test_class_pixels_are_one_a_class_and_cell():
+    mask = np.zeros((100, 150), np.uint8)
+    mask[70:72, 140:143] = 1
+    mask[:5] = 255
+    found = class_pixels(mask, 3, rng=np.random.default_rng(0))
+    assert [len(pixels) for pixels in found] == [6, 1, 0]
+    for index, pixels in enumerate(found):
+        assert all(mask[row, col] == index for row, col in pixels)
+    assert len({(row // CELL, col // CELL) for row, col in found[0]}) == 6
+
+
+class Masks:
+    """A reader of masks held in memory."""
+
+    def __init__(self, masks: dict[str, np.ndarray]) -> None:
+        self.masks = masks
+
+    def read_mask(self, item: Item) -> np.ndarray:
+        window = item.window
+        return self.masks[item.image][window.row : window.row + window.height]
+
+    read = read_mask
+
+
+@pytest.fixture
+def rare() -> tuple[dict[str, np.ndarray], ClassPositions, list[Region]]:
+    masks = {name: np.zeros((200, 200), np.uint8) for name in "ab"}
+    masks["b"][150:153, 10:13] = 1
+    regions = [region(name, 200, 200) for name in masks]
+    windows = [
+        [Item(id=name, group=name, image=name, window=Window(row, 0, 100, 200)) for row in (0, 100)]
+        for name in masks
+    ]
+    return masks, find_classes(windows, Masks(masks), num_classes=3), regions
+
+
+def test_rare_classes_are_found_and_centred_on(rare):
+    masks, positions, regions = rare
+    plan = WindowPlan(regions, size=(32, 32), length=400, positions=positions, rare_share=0.5)
+    with_rare = centred = 0
+    for index in range(400):
+        key = SampleKey(0, 0, index)
+        item, centre = plan.draw(key, key.rng())
+        window = item.window
+        part = masks[item.image][window.row : window.row + 32, window.col : window.col + 32]
+        with_rare += bool((part == 1).any())
+        if centre is not None:
+            centred += 1
+            assert part[centre] == masks[item.image][window.row + centre[0], window.col + centre[1]]
+    assert 160 < centred < 240
+    assert with_rare > 0.4 * centred  # half of the centred ones, since two classes occur
+
+
+def test_positions_survive_a_file(rare):
+    positions = rare[1]
+    file = io.BytesIO()
+    positions.save(file)
+    file.seek(0)
+    again = ClassPositions.load(file)
+    for one, other in zip(positions.pixels, again.pixels, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_no_class_anywhere_gives_no_position():
+    empty = ClassPositions((np.empty((0, 3), np.int64),) * 2)
+    assert empty.draw(np.random.default_rng(0)) is None

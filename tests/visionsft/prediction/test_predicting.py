@@ -1,0 +1,352 @@
+"""Predictions: class maps at their input's size and place, and what happens to inputs that can't be used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rasterio.transform import Affine, from_origin
+from torch import Tensor, nn
+
+from datamodules import (
+    CameraFrameDataModule,
+    ClassSpec,
+    DataError,
+    GeoTiffDataModule,
+    SegmentationDataModule,
+)
+from visionsft.config import Backbone, CameraData, Config
+from visionsft.errors import WriteError
+from visionsft.prediction import predict
+from visionsft.prediction.predicting import resample
+from visionsft.runs import Run
+
+REDS = (500, 1500, 2500)
+"""Red values of the three classes in scenes."""
+CLASSES = [ClassSpec(name, (i,), (50 * i, 255 - i, 7)) for i, name in enumerate(("low", "middle", "high"))]
+BANDS = ("red", "green", "nir")
+PLACE = from_origin(500_000, 5_500_000, 10, 10)
+
+
+class NearestRed(nn.Module):
+    """image (raw / scale, first band red) -> logits: minus the distance to each class's red."""
+
+    def __init__(self, reds: tuple[float, ...]) -> None:
+        super().__init__()
+        self.reds = nn.Parameter(torch.tensor(reds))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return -(image[:, :1] - self.reds[:, None, None]).abs()
+
+
+def write_scene(
+    path: Path, classes: np.ndarray, *, bands: tuple[str, ...] = BANDS, place: Affine = PLACE
+) -> Path:
+    """A uint16 scene whose red follows the classes; class 255 is nodata."""
+    values = {band: np.random.default_rng(0).integers(3000, 5000, classes.shape) for band in bands}
+    values["red"] = np.array([*REDS, *[0] * 253], np.uint16)[classes]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = classes.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", height=height, width=width, count=len(bands), dtype="uint16",
+        crs="EPSG:32633", transform=place, nodata=0,
+    ) as file:  # fmt: skip
+        for number, band in enumerate(bands, start=1):
+            file.write(np.where(classes == 255, 0, values[band]).astype(np.uint16), number)
+            file.set_band_description(number, band)
+    return path
+
+
+def draw(height: int, width: int, *, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 3, (height, width)).astype(np.uint8)
+
+
+@pytest.fixture
+def make_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[SegmentationDataModule, nn.Module], Run]:
+    """A run folder that loads as this data and model."""
+    config = Config(
+        name="tiny",
+        runs=tmp_path / "runs",
+        data=CameraData(kind="camera", root=tmp_path),
+        backbone=Backbone(name="test_resnet", weights="none"),
+    )
+
+    def make(data: SegmentationDataModule, model: nn.Module) -> Run:
+        loaded = SimpleNamespace(model=model.eval(), data=data, precision=None, channels_last=True)
+        loading = SimpleNamespace(load_run=lambda run, checkpoint: loaded)
+        monkeypatch.setitem(sys.modules, "visionsft.training.loading", loading)
+        return Run.create(config)
+
+    return make
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    """Training data of the GeoTIFF runs, and the place for inputs."""
+    classes = draw(64, 64)
+    for split in ("train", "val", "test"):
+        write_scene(tmp_path / "data" / split / "images" / f"{split}.tif", classes)
+        labels = tmp_path / "data" / split / "labels" / f"{split}.tif"
+        labels.parent.mkdir()
+        with rasterio.open(
+            labels,
+            "w",
+            driver="GTiff",
+            height=64,
+            width=64,
+            count=1,
+            dtype="uint8",
+            crs="EPSG:32633",
+            transform=PLACE,
+        ) as file:
+            file.write(classes, 1)
+    return tmp_path
+
+
+def scene_run(make_run: Callable[..., Run], root: Path, *, resolution: float | None = None) -> Run:
+    data = GeoTiffDataModule(
+        root / "data",
+        images="{split}/images/*.tif",
+        labels="{split}/labels/{name}.tif",
+        classes=CLASSES,
+        scale=10000,
+        resolution=resolution,
+        chip=64,
+        workers=0,
+    )
+    data.set_normalisation((0.0,) * 3, (1.0,) * 3)
+    data.scan()
+    return make_run(data, NearestRed(tuple(red / 10000 for red in REDS)))
+
+
+@pytest.fixture
+def frame_run(make_run: Callable[..., Run], tmp_path: Path) -> Run:
+    """Frames are resized to 20 x 30 for the model."""
+    for split in ("train", "val", "test"):
+        for kind, mode in (("images", "RGB"), ("masks", "L")):
+            folder = tmp_path / "data" / kind / split
+            folder.mkdir(parents=True)
+            Image.new(mode, (30, 20)).save(folder / "a.png")
+    data = CameraFrameDataModule(
+        tmp_path / "data",
+        images="images/{split}/*.png",
+        labels="masks/{split}/{name}.png",
+        classes=CLASSES,
+        size=(20, 30),
+        workers=0,
+    )
+    data.set_normalisation((0.5,) * 3, (0.5,) * 3)
+    data.scan()
+    return make_run(data, NearestRed((-0.6, 0.0, 0.6)))
+
+
+def write_frame(path: Path, classes: np.ndarray) -> Path:
+    """A frame whose red follows the classes."""
+    picture = np.random.default_rng(0).integers(0, 256, (*classes.shape, 3)).astype(np.uint8)
+    picture[..., 0] = np.array([51, 128, 204], np.uint8)[classes]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ scenes
+
+
+def test_a_class_map_lies_where_its_scene_does(make_run: Callable[..., Run], scenes: Path) -> None:
+    classes = draw(50, 70, seed=1)
+    classes[:7, :9] = 255
+    image = write_scene(scenes / "in" / "chip.tif", classes)
+    written = predict(scene_run(make_run, scenes), [image], scenes / "out")
+    assert written == [scenes / "out" / "chip.tif"]
+    assert [path.name for path in (scenes / "out").iterdir()] == ["chip.tif"]  # no sidecar, nothing temporary
+    with rasterio.open(written[0]) as file:
+        assert np.array_equal(file.read(1), classes)
+        assert (file.crs.to_epsg(), file.transform, file.nodata) == (32633, PLACE, 255)
+        assert (file.count, file.dtypes[0]) == (1, "uint8")
+        assert np.array_equal(file.read_masks(1) > 0, classes != 255)
+        table = file.colormap(1)
+        assert [table[index][:3] for index in range(3)] == [spec.colour for spec in CLASSES]
+        assert file.tags(1)["class_2"] == "high"
+
+
+def test_bands_are_found_by_name(make_run: Callable[..., Run], scenes: Path) -> None:
+    classes = draw(40, 40, seed=2)
+    image = write_scene(scenes / "in" / "chip.tif", classes, bands=("nir", "swir", "green", "red"))
+    (written,) = predict(scene_run(make_run, scenes), image, scenes / "out")
+    with rasterio.open(written) as file:
+        assert np.array_equal(file.read(1), classes)
+
+
+def test_a_run_at_another_resolution_keeps_the_scenes_own_grid(
+    make_run: Callable[..., Run], scenes: Path
+) -> None:
+    # blocks of 8 pixels of 10 m, seen at 20 m: the map must have no shift, only softer edges
+    classes = np.kron(draw(5, 7, seed=3), np.ones((8, 8), np.uint8))[:37, :53]
+    image = write_scene(scenes / "in" / "chip.tif", classes)
+    (written,) = predict(scene_run(make_run, scenes, resolution=20), image, scenes / "out")
+    with rasterio.open(written) as file:
+        assert (file.transform, file.shape) == (PLACE, (37, 53))
+        inside = np.kron(np.ones((5, 7)), np.pad(np.ones((4, 4)), 2))[:37, :53] > 0
+        assert np.array_equal(file.read(1)[inside], classes[inside])
+
+
+def test_a_scene_without_place_gives_a_map_without_place(make_run: Callable[..., Run], scenes: Path) -> None:
+    classes = draw(20, 20)
+    image = write_scene(scenes / "in" / "chip.tif", classes, place=Affine.identity())
+    (written,) = predict(scene_run(make_run, scenes), image, scenes / "out", overlay=True)[:1]
+    with rasterio.open(written) as file:
+        assert np.array_equal(file.read(1), classes)
+        assert file.transform == Affine.identity()
+    with Image.open(scenes / "out" / "chip_overlay.jpg") as picture:
+        assert picture.size == (20, 20)
+
+
+def test_broken_scenes_are_named_and_the_others_predicted(make_run: Callable[..., Run], scenes: Path) -> None:
+    folder = scenes / "in"
+    good = [write_scene(folder / f"good{i}.tif", draw(32, 32, seed=i)) for i in range(2)]
+    write_scene(folder / "few.tif", draw(32, 32), bands=("red", "green"))
+    data = write_scene(folder / "long.tif", draw(64, 64)).read_bytes()
+    (folder / "cut.tif").write_bytes(data[: len(data) // 2])
+    (folder / "long.tif").unlink()
+    (folder / "text.tif").write_text("not a picture")
+    with pytest.raises(DataError) as caught:
+        predict(scene_run(make_run, scenes), folder, scenes / "out")
+    message = str(caught.value)
+    assert message.startswith("3 of 5 inputs can't be predicted (the other 2 are in ")
+    assert "few.tif: no band 'nir'; it has red, green" in message
+    assert "cut.tif" in message
+    assert "text.tif" in message
+    assert caught.value.exit_code == 2
+    assert sorted(path.name for path in (scenes / "out").iterdir()) == [path.name for path in good]
+
+
+def test_values_far_from_those_of_training_are_refused(make_run: Callable[..., Run], scenes: Path) -> None:
+    image = write_scene(scenes / "in" / "chip.tif", draw(32, 32))
+    run = scene_run(make_run, scenes)
+    data = sys.modules["visionsft.training.loading"].load_run(run, "best").data
+    data.scale = 1.0  # reflectance 0..10000 taken for 0..1
+    data.set_normalisation((0.0,) * 3, (1.0,) * 3)
+    with pytest.raises(DataError, match="scale"):
+        predict(run, image, scenes / "out")
+    assert not (scenes / "out").exists()
+
+
+def test_a_whole_scene_is_refused(
+    make_run: Callable[..., Run], scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("visionsft.prediction.predicting.LARGEST", 1000)
+    image = write_scene(scenes / "in" / "chip.tif", draw(32, 32))
+    with pytest.raises(
+        DataError, match=r"chip\.tif: 32 x 32 pixels; at most .* whole scenes are not supported yet"
+    ):
+        predict(scene_run(make_run, scenes), image, scenes / "out")
+
+
+# ------------------------------------------------------------------------------------------------ frames
+
+
+def test_frames_get_an_indexed_picture_of_their_own_size(frame_run: Run, tmp_path: Path) -> None:
+    classes = np.kron(draw(4, 6), np.ones((20, 20), np.uint8))  # 80 x 120: four times the model's size
+    frame = write_frame(tmp_path / "in" / "a.jpg.png", classes)
+    written = predict(frame_run, frame, tmp_path / "out", overlay=True)
+    assert [path.name for path in written] == ["a.jpg.png", "a.jpg_overlay.jpg"]
+    with Image.open(written[0]) as picture:
+        assert (picture.mode, picture.size) == ("P", (120, 80))
+        inside = np.kron(np.ones((4, 6)), np.pad(np.ones((12, 12)), 4)) > 0
+        assert np.array_equal(np.asarray(picture)[inside], classes[inside])
+        assert picture.getpalette()[:9] == [channel for spec in CLASSES for channel in spec.colour]
+    with Image.open(written[1]) as picture:
+        assert (picture.mode, picture.size) == ("RGB", (120, 80))
+
+
+def test_folders_and_globs_are_searched(frame_run: Run, tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "deep/c.png", "note.txt"):
+        write_frame(tmp_path / "in" / name.replace(".txt", ".png"), draw(20, 30))
+    (tmp_path / "in" / "note.png").rename(tmp_path / "in" / "note.txt")
+    folder = predict(frame_run, tmp_path / "in", tmp_path / "out1")
+    assert [path.name for path in folder] == ["a.png", "b.png"]
+    deep = predict(
+        frame_run, [tmp_path / "in" / "**" / "*.png", tmp_path / "in" / "b.png"], tmp_path / "out2"
+    )
+    assert [path.name for path in deep] == ["a.png", "b.png", "c.png"]
+
+
+def test_what_exists_stays_unless_overwritten(frame_run: Run, tmp_path: Path) -> None:
+    for name in "ab":
+        write_frame(tmp_path / "in" / f"{name}.png", draw(20, 30))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b.png").write_text("mine")
+    with pytest.raises(WriteError, match=r"b\.png: exists \(1 of 2 files do\); --overwrite"):
+        predict(frame_run, tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.png"]  # nothing was begun
+    predict(frame_run, tmp_path / "in", tmp_path / "out", overwrite=True)
+    with Image.open(tmp_path / "out" / "b.png") as picture:
+        assert picture.mode == "P"
+
+
+def test_an_input_is_never_written_over(frame_run: Run, tmp_path: Path) -> None:
+    frame = write_frame(tmp_path / "in" / "a.png", draw(20, 30))
+    before = frame.read_bytes()
+    with pytest.raises(WriteError, match="is an input"):
+        predict(frame_run, frame, tmp_path / "in", overwrite=True)
+    assert frame.read_bytes() == before
+
+
+def test_inputs_of_one_name_are_refused(frame_run: Run, tmp_path: Path) -> None:
+    frames = [write_frame(tmp_path / folder / "a.png", draw(20, 30)) for folder in ("one", "two")]
+    with pytest.raises(DataError, match="would both become"):
+        predict(frame_run, frames, tmp_path / "out")
+
+
+def test_inputs_that_do_not_exist_are_refused_at_once(frame_run: Run, tmp_path: Path) -> None:
+    write_frame(tmp_path / "in" / "frame.png", draw(20, 30))
+    (tmp_path / "empty").mkdir()
+    for given, message in {
+        tmp_path / "in" / "fram.png": r"fram\.png: no such file; nearest: .*frame\.png",
+        tmp_path / "empty": "no image in this folder",
+        tmp_path / "in" / "*.jpg": "no file matches",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            predict(frame_run, [given], tmp_path / "out")
+    with pytest.raises(DataError, match="no input"):
+        predict(frame_run, [], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_frame_does_not_stop_the_others(frame_run: Run, tmp_path: Path) -> None:
+    for name in "abc":
+        write_frame(tmp_path / "in" / f"{name}.png", draw(20, 30))
+    (tmp_path / "in" / "a.png").write_text("not a picture")
+    (tmp_path / "in" / "b.png").write_bytes((tmp_path / "in" / "c.png").read_bytes()[:60])
+    with pytest.raises(DataError, match=r"2 of 3 inputs can't be predicted.*\n.*a\.png.*\n.*b\.png"):
+        predict(frame_run, tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["c.png"]
+
+
+# ------------------------------------------------------------------------------------------------ resampling
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_resampling_a_whole_map_is_interpolation(mode: str) -> None:
+    maps = torch.randn(1, 2, 6, 7, generator=torch.Generator().manual_seed(0))
+    options = {"align_corners": False} if mode == "bilinear" else {}
+    expected = F.interpolate(maps, size=(18, 35), mode=mode, **options)
+    found = resample(maps, (18, 35), covered=(18, 35), mode=mode)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_resampling_keeps_the_corner_and_the_step() -> None:
+    ramp = torch.arange(10.0).expand(1, 1, 10, 10)  # its value is its column; 3 pixels a column
+    found = resample(ramp, (28, 28), covered=(30.0, 30.0), mode="bilinear")
+    centres = (torch.arange(28) + 0.5) / 3 - 0.5
+    torch.testing.assert_close(found[0, 0, 5], centres.clamp(0, 9), atol=1e-4, rtol=0)

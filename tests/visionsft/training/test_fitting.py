@@ -1,0 +1,196 @@
+"""A fit from its configuration to the finished run folder, interrupted and continued."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from visionsft.config import Config
+from visionsft.errors import ConfigError, RunError, TrainingError
+from visionsft.loading import dump_config
+from visionsft.runs import Run
+from visionsft.training.fitting import fit
+from visionsft.training.loading import load_model, load_run
+
+Make = Callable[..., Config]
+
+
+def state_of(run: Run, kind: str = "last") -> dict[str, Any]:
+    return torch.load(run.checkpoint(kind), weights_only=True)  # type: ignore[arg-type]
+
+
+def assert_same(first: Any, second: Any) -> None:
+    """Bit for bit the same, through nested containers."""
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    else:
+        assert first == second
+
+
+def assert_same_training(first: Run, second: Run) -> None:
+    one, other = state_of(first), state_of(second)
+    for key in ("state_dict", "optimizer_states", "epoch", "global_step"):
+        assert_same(one[key], other[key])
+    assert_same(one["callbacks"]["MovingAverage"], other["callbacks"]["MovingAverage"])
+    assert_same(state_of(first, "best")["state_dict"], state_of(second, "best")["state_dict"])
+
+
+def scores(run: Run) -> list[dict[str, str]]:
+    """metrics.csv without what a clock wrote."""
+    rows = list(csv.DictReader((run.path / "metrics.csv").open()))
+    return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
+
+
+def test_run_folder_explains_itself(make: Make, values: dict[str, Any]) -> None:
+    run = fit(make(values))
+    assert run.is_finished
+    assert {"config.yaml", "environment.json", "data.json", "trainable.txt", "metrics.csv"} <= {
+        path.name for path in run.path.iterdir()
+    }
+    assert json.loads((run.path / "environment.json").read_text())["data_fingerprint"]
+    assert [row["epoch"] for row in scores(run)] == ["0", "1"]
+    assert not list(run.path.rglob("*.partial*"))
+    with pytest.raises(RunError, match="finished"):
+        fit(make(values))
+
+
+@pytest.mark.parametrize("kind", ["full", "gradual"])
+def test_resume_is_bit_identical(make: Make, values: dict[str, Any], tmp_path: Path, kind: str) -> None:
+    """Stopped after two of four epochs and continued in the same process or not: the same bits."""
+    strategy = {"kind": kind, "layer_decay": 0.8, **({"every": 1, "start": 1} if kind == "gradual" else {})}
+    options = {"epochs": 4, "clip": 1.0, "accumulate": 2}
+    whole = fit(make({**values, "name": "whole"}, strategy=strategy, trainer=options))
+    config = make({**values, "name": "parts"}, strategy=strategy, trainer=options)
+    stopped = subprocess.run(
+        [sys.executable, "-c", STOP_AFTER, write(config, tmp_path), "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert stopped.returncode == -signal.SIGKILL, stopped.stderr
+    part = Run.open(config.runs / "parts")
+    assert not part.is_finished
+    with pytest.raises(RunError, match="--resume"):
+        fit(config)
+    assert_same_training(fit(config, resume=True), whole)
+    assert scores(part) == scores(whole)
+
+
+STOP_AFTER = """
+import os, signal, sys
+from lightning import Callback
+from visionsft import build
+from visionsft.training.fitting import fit
+class Kill(Callback):
+    def on_train_batch_end(self, trainer, *rest):
+        if trainer.current_epoch == int(sys.argv[2]):  # in the middle of that epoch
+            os.kill(os.getpid(), signal.SIGKILL)
+callbacks = build._callbacks
+build._callbacks = lambda *a, **k: [*callbacks(*a, **k), Kill()]
+fit(sys.argv[1])
+"""
+
+
+def write(config: Any, folder: Path) -> str:
+    path = folder / f"{config.name}.yaml"
+    path.write_text(dump_config(config))
+    return str(path)
+
+
+def test_kill_at_any_moment_leaves_no_half_checkpoint(
+    make: Make, values: dict[str, Any], tmp_path: Path
+) -> None:
+    config = make({**values, "name": "killed"}, trainer={"epochs": 50})
+    script = f"from visionsft.training.fitting import fit; fit({write(config, tmp_path)!r})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    last = config.runs / "killed" / "checkpoints" / "last.ckpt"
+    while not last.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    run = Run.open(config.runs / "killed")
+    done = state_of(run)["epoch"]
+    longer = fit(
+        make({**values, "name": "killed"}, trainer={"epochs": 50 if done > 40 else done + 2}), resume=True
+    )
+    assert [int(row["epoch"]) for row in scores(longer)] == list(range(len(scores(longer))))
+
+
+def test_a_longer_training_continues_a_finished_run(make: Make, values: dict[str, Any]) -> None:
+    fit(make(values, trainer={"epochs": 1}))
+    run = fit(make(values, trainer={"epochs": 2}), resume=True)
+    assert len(scores(run)) == 2
+    with pytest.raises(RunError, match="other settings"):
+        fit(make(values, strategy={"lr": 0.5}), resume=True)
+
+
+def test_resume_and_overwrite_exclude_each_other(make: Make, values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        fit(make(values), resume=True, overwrite=True)
+
+
+def test_the_average_is_what_is_loaded(make: Make, values: dict[str, Any]) -> None:
+    run = fit(make(values, trainer={"epochs": 1}))
+    state = state_of(run, "best")
+    average = state["callbacks"]["MovingAverage"]["average"]
+    model = dict(load_model(run).named_parameters())
+    moved = 0
+    for name, tensor in average.items():
+        if name in model:
+            assert torch.equal(model[name], tensor)
+            moved += not torch.equal(tensor, state["state_dict"][f"model.{name}"])
+    assert moved > 10
+
+
+def test_validation_score_is_that_of_the_loaded_model(make: Make, values: dict[str, Any]) -> None:
+    """What chose the checkpoint is what a user gets."""
+    from visionsft.evaluation import evaluate
+
+    run = fit(make(values))
+    best = max(float(row["val/mean_iou"]) for row in scores(run))
+    assert evaluate(run.path, split="val").scores.mean_iou == pytest.approx(best, abs=1e-6)
+
+
+def test_diverging_loss_stops_with_advice(make: Make, values: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match=r"strategy\.lr"):
+        fit(make(values, strategy={"lr": 1e18, "warmup": 0.0, "optimizer": "sgd"}))
+
+
+def test_unknown_trainer_option_is_named(make: Make, values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="limit_train_batches"):
+        fit(make(values, trainer={"options": {"limit_train_batch": 1}}))
+
+
+def test_lora_is_merged_when_loaded(make: Make, values: dict[str, Any]) -> None:
+    backbone = {"name": "test_vit", "weights": "none", "drop_path_rate": 0.0}
+    run = fit(make(values, backbone=backbone, strategy={"kind": "lora", "rank": 2}, trainer={"epochs": 1}))
+    loaded = load_run(run)
+    assert not any("lora" in name for name in loaded.model.state_dict())
+    assert loaded.model(torch.zeros(1, 3, 48, 48)).shape == (1, 2, 48, 48)
+
+
+def test_early_stopping(make: Make, values: dict[str, Any]) -> None:
+    options = {"epochs": 6, "early_stopping": {"patience": 1, "min_delta": 2.0}}  # no score rises by 2
+    assert len(scores(fit(make(values, trainer=options)))) == 2

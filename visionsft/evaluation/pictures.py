@@ -1,0 +1,221 @@
+"""Pictures: samples, masks and confusion matrices as RGB arrays and matplotlib figures.
+
+Arrays are ``(H, W, 3) uint8``; masks are ``(H, W)`` class indices with 255 for "no label". Figures are built
+without pyplot, so that drawing leaves no global state behind: ``figure.savefig(path)``, or show it in a
+notebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from textwrap import shorten
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike, NDArray
+
+from datamodules.batch import IGNORE
+
+Rgb = NDArray[np.uint8]
+
+RIGHT, WRONG = (225, 225, 225), (200, 50, 0)
+"""Colours of the error map; the red is told from the grey by its darkness, too."""
+_IGNORED, _IGNORED_STRIPE = (150, 150, 150), (190, 190, 190)
+_STRETCH = (2.0, 98.0)
+_BAND_NAMES = (("red", "r"), ("green", "g"), ("blue", "b"))
+
+
+# -------------------------------------------------------------------------------------------------- arrays
+
+
+def display(
+    image: ArrayLike,
+    *,
+    mean: ArrayLike,
+    std: ArrayLike,
+    bands: Sequence[str],
+    eight_bit: bool,
+    valid: ArrayLike | None = None,
+) -> Rgb:
+    """A normalised image ``(C, H, W) float32`` back as a picture; black where not `valid` ``(H, W) bool``.
+
+    mean, std: the normalisation of each band in raw units. bands: their names; red, green and blue are found
+    by name, else the first three are taken. eight_bit: raw values are shown as they are; all others are
+    stretched from their 2nd to their 98th percentile, each band by itself.
+    """
+    chosen = display_bands(bands)
+    means, stds = (np.asarray(values, np.float32)[chosen, None, None] for values in (mean, std))
+    raw = np.asarray(image, np.float32)[chosen] * stds + means
+    seen = np.ones(raw.shape[1:], bool) if valid is None else np.asarray(valid, bool)
+    if not eight_bit:
+        raw = np.stack([_stretch(band, seen) for band in raw])
+    picture = np.rint(raw).clip(0, 255).astype(np.uint8)
+    return np.where(seen[..., None], picture.transpose(1, 2, 0), np.uint8(0))
+
+
+def display_bands(bands: Sequence[str]) -> list[int]:
+    """Indices of the bands to show as red, green, blue: by name, else the first three, else the first."""
+    lower = [band.lower() for band in bands]
+    found = [lower.index(name) for names in _BAND_NAMES for name in names if name in lower]
+    if len(found) == 3:
+        return found
+    return [0, 1, 2] if len(bands) >= 3 else [0, 0, 0]
+
+
+def _stretch(band: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Percentiles of the seen pixels to 0..255."""
+    if not seen.any():
+        return band
+    low, high = np.percentile(band[seen], _STRETCH)
+    return (band - low) * (255 / max(high - low, 1e-6))
+
+
+def colourise(mask: ArrayLike, colours: NDArray[np.uint8]) -> Rgb:
+    """Class indices ``(H, W)`` in their colours ``(K, 3) uint8``; 255 as grey stripes."""
+    mask = np.asarray(mask)
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(colours)] = colours
+    return _stripe(table[mask.astype(np.uint8)], mask == IGNORE)
+
+
+def error_map(prediction: ArrayLike, truth: ArrayLike) -> Rgb:
+    """Light grey where the prediction is right, red where it is wrong, striped where there is no label."""
+    truth = np.asarray(truth)
+    wrong = (np.asarray(prediction) != truth).astype(np.uint8)
+    return _stripe(np.array([RIGHT, WRONG], np.uint8)[wrong], truth == IGNORE)
+
+
+def overlay(picture: Rgb, mask: ArrayLike, colours: NDArray[np.uint8], *, alpha: float = 0.5) -> Rgb:
+    """The mask's colours over the picture; the bare picture where the mask is 255."""
+    mask = np.asarray(mask)
+    mixed = picture * (1 - alpha) + colourise(mask, colours) * alpha
+    return np.where((mask == IGNORE)[..., None], picture, np.rint(mixed).astype(np.uint8))
+
+
+def _stripe(picture: Rgb, where: NDArray[np.bool_]) -> Rgb:
+    """Diagonal grey stripes, which are no class's colour."""
+    rows, cols = np.ogrid[: where.shape[0], : where.shape[1]]
+    width = max(2, min(where.shape) // 40)
+    stripes = np.array([_IGNORED, _IGNORED_STRIPE], np.uint8)[(rows + cols) // width % 2]
+    return np.where(where[..., None], stripes, picture)
+
+
+# ---------------------------------------------------------------------------------------- confusion matrix
+
+
+def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str], *, title: str) -> Figure:
+    """Heat map of a ``(K, K)`` confusion matrix (rows = truth), each row in percent of its pixels."""
+    count = len(names)
+    pixels = confusion.sum(axis=1)
+    rows = 100.0 * confusion / np.maximum(pixels, 1)[:, None]
+    side = min(max(0.48 * count, 3.6), 16.0)
+    name_room = 0.085 * max(len(name) for name in names)
+    lines = title.count("\n") + 1
+    size = (side + name_room + 2.6, side + (name_room if count > 4 else 0.2) + 0.5 + 0.2 * lines)
+    figure = Figure(figsize=size, layout="constrained", dpi=120)
+    axes = figure.add_subplot()
+    shown = axes.imshow(rows, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    share = pixels / max(pixels.sum(), 1)
+    axes.set_xticks(range(count), names, rotation=90 if count > 4 else 0)
+    axes.set_yticks(range(count), [f"{name}  ({part:.1%})" for name, part in zip(names, share, strict=True)])
+    axes.set_xticks(np.arange(count - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(count - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=0.8)
+    axes.tick_params(which="both", length=0)
+    axes.set_xlabel("predicted class  (· is less than 0.5 %)")
+    axes.set_ylabel("true class  (share of labelled pixels)")
+    axes.set_title(title, loc="left", fontsize=11)
+    _write_cells(axes, rows, pixels, size=10 if count <= 12 else max(5.0, 72 * side / count * 0.3))
+    bar = figure.colorbar(shown, ax=axes, fraction=0.5 / size[0], pad=0.2 / size[0], shrink=0.8)
+    bar.set_label("% of the true class's pixels (diagonal = recall)")
+    return figure
+
+
+def _write_cells(axes: Axes, rows: NDArray[np.float64], pixels: NDArray[np.int64], *, size: float) -> None:
+    """A number in each cell that isn't zero; the row of a class without truth says so."""
+    for (row, col), value in np.ndenumerate(rows):
+        if value > 0:
+            text = f"{value:.0f}" if value >= 0.5 else "·"
+            cell = axes.text(col, row, text, ha="center", va="center", size=size)
+            cell.set_color("white" if value > 55 else "0.2")
+            cell.set_in_layout(False)  # measuring 900 cells would take most of the time
+    for row in np.flatnonzero(pixels == 0).tolist():
+        centre = (len(pixels) - 1) / 2
+        axes.text(centre, row, "no pixels in truth", ha="center", va="center", size=size, color="0.45")
+
+
+# ------------------------------------------------------------------------------------------- contact sheet
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a contact sheet."""
+
+    label: str
+    """What it is: its id and score."""
+    picture: Rgb
+    truth: NDArray[np.uint8]
+    prediction: NDArray[np.uint8]
+
+
+def contact_sheet(
+    examples: Sequence[Example], *, names: Sequence[str], colours: NDArray[np.uint8], title: str
+) -> Figure:
+    """Image, truth, prediction and error of each example, a row each, with a legend of the classes."""
+    width, gap, caption = 2.9, 0.06, 0.34  # inches
+    heights = [width * example.picture.shape[0] / example.picture.shape[1] + caption for example in examples]
+    legend_columns = min(len(names) + 3, 6)
+    legend = 0.25 * -(-(len(names) + 3) // legend_columns) + 0.15
+    heading = 0.4 + 0.17 * (title.count("\n") + 1)
+    size = (4 * width + 5 * gap, sum(heights) + heading + legend)
+    figure = Figure(figsize=size, dpi=110)
+    figure.text(gap / size[0], 1 - 0.12 / size[1], title, ha="left", va="top", size=11)
+    top = size[1] - heading
+    for example, height in zip(examples, heights, strict=True):
+        label = shorten(example.label, 150, placeholder="...")
+        figure.text(gap / size[0], (top - caption + 0.07) / size[1], label, size=9)
+        for column, (head, picture) in enumerate(_panels(example, colours)):
+            left = gap + column * (width + gap)
+            box = (left / size[0], (top - height) / size[1], width / size[0], (height - caption) / size[1])
+            axes = figure.add_axes(box)
+            axes.imshow(picture, interpolation="nearest" if column else "antialiased", aspect="auto")
+            axes.set_axis_off()
+            if example is examples[0]:
+                figure.text(left / size[0], top / size[1], head, size=10, weight="bold")
+        top -= height
+    figure.legend(
+        handles=_legend_handles(names, colours),
+        loc="lower left", ncols=legend_columns, fontsize=9, frameon=False, borderaxespad=0.2,
+    )  # fmt: skip
+    return figure
+
+
+def _panels(example: Example, colours: NDArray[np.uint8]) -> list[tuple[str, Rgb]]:
+    return [
+        ("image", example.picture),
+        ("truth", colourise(example.truth, colours)),
+        ("prediction", colourise(example.prediction, colours)),
+        ("error", error_map(example.prediction, example.truth)),
+    ]
+
+
+def _legend_handles(names: Sequence[str], colours: NDArray[np.uint8]) -> list[Patch]:
+    classes = zip(names, colours.tolist(), strict=True)
+    return [
+        *(Patch(facecolor=_hex(colour), edgecolor="0.4", label=name) for name, colour in classes),
+        Patch(
+            facecolor=_hex(_IGNORED),
+            edgecolor=_hex(_IGNORED_STRIPE),
+            hatch="////",
+            label="no label (ignored)",
+        ),
+        Patch(facecolor=_hex(RIGHT), edgecolor="0.4", label="error: right"),
+        Patch(facecolor=_hex(WRONG), edgecolor="0.4", label="error: wrong"),
+    ]
+
+
+def _hex(colour: Sequence[int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)

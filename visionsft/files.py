@@ -1,0 +1,64 @@
+"""Files: written under a temporary name beside the target, so that no half file ever has the final name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from visionsft.errors import WriteError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ALMOST_NOTHING = 64 * 1024  # bytes
+
+
+@contextmanager
+def atomic_path(target: str | Path) -> Iterator[Path]:
+    """Yield a path to write to; it becomes `target` when the block ends well, and is removed otherwise.
+
+    The temporary name keeps the suffix, by which many writers choose their format. Missing parent folders are
+    made. A full disk raises `WriteError`, whatever the writer in the block made of it.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, target)
+    except (OSError, RuntimeError) as error:  # torch and GDAL report a full disk as errors of their own
+        if _is_about_writing(error, temporary):
+            raise WriteError(_explain(error, target)) from error
+        raise
+    finally:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
+
+
+def write_text(target: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, all or nothing."""
+    with atomic_path(target) as path:
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _is_about_writing(error: OSError | RuntimeError, temporary: Path) -> bool:
+    if isinstance(error, OSError) and (error.errno in _FULL or error.filename in _names(temporary)):
+        return True
+    return _free(temporary.parent) < _ALMOST_NOTHING
+
+
+def _names(temporary: Path) -> set[str]:
+    return {str(path) for path in (temporary, *temporary.parents)}
+
+
+def _free(folder: Path) -> int:
+    """Free bytes of the disk that holds `folder`, which need not exist yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _explain(error: OSError | RuntimeError, target: Path) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else "the disk is full"
+    return f"can't write {target}: {reason} ({_free(target.parent) / 1e6:.1f} MB free on that disk)"

@@ -1,0 +1,17 @@
+"""Models: a backbone with a task head, and the losses that train it; plain PyTorch."""
+
+from __future__ import annotations
+
+from visionsft.models.heads import HEADS
+from visionsft.models.losses import build_loss, class_weights
+from visionsft.models.model import SegmentationModel, create_model
+from visionsft.models.pyramid import SimpleFeaturePyramid
+
+__all__ = [
+    "HEADS",
+    "SegmentationModel",
+    "SimpleFeaturePyramid",
+    "build_loss",
+    "class_weights",
+    "create_model",
+]

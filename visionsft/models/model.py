@@ -1,0 +1,132 @@
+"""The segmentation model: a backbone, a pyramid where the backbone is a plain ViT, and a head."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visionsft.errors import ConfigError, nearest
+from visionsft.models.heads import HEADS
+from visionsft.models.pyramid import SimpleFeaturePyramid
+
+
+class FeatureExtractor(Protocol):
+    """What a model needs of its backbone (an nn.Module); see backbones.Backbone."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __call__(self, image: Tensor) -> list[Tensor]:
+        """image: (B, C, H, W) -> maps (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i]))."""
+
+
+class SegmentationModel(nn.Module):
+    """Image in, logits of the image's size out."""
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module, head: nn.Module, *, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.head = head
+        self.num_classes = num_classes
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """What the head sees. image: (B, C, H, W) float -> maps, finest first."""
+        maps: list[Tensor] = self.neck(self.backbone(image))
+        return maps
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: (B, C, H, W) float, normalised -> logits (B, num_classes, H, W) float32."""
+        return self.upsample(self.head(self.features(image)), image)
+
+    def upsample(self, logits: Tensor, image: Tensor) -> Tensor:
+        """logits: (B, num_classes, h, w) of the head -> (B, num_classes, H, W) float32, bilinear.
+
+        The maps have ceil(H / stride) rows and cover whole strides: what lies beyond the image is cut off.
+        Were they squeezed onto the image, the classes would be shifted near the bottom and right edges.
+        """
+        height, width = image.shape[-2:]
+        stride = cast(FeatureExtractor, self.backbone).strides[0]
+        covered = (-(-height // stride) * stride, -(-width // stride) * stride)
+        if self.training:
+            return _upsample_by_matrices(logits, covered, (height, width))
+        return F.interpolate(logits.float(), covered, mode="bilinear")[..., :height, :width]
+
+
+def _upsample_by_matrices(maps: Tensor, covered: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """F.interpolate(maps.float(), covered, mode="bilinear") cut to `size`, by two matrix products.
+
+    The gradient of F.interpolate takes three times as long on a CPU, and isn't deterministic on a GPU.
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        rows, columns = (
+            F.interpolate(torch.eye(old, device=maps.device)[None], new, mode="linear")[0, :, :kept]
+            for old, new, kept in zip(maps.shape[-2:], covered, size, strict=True)
+        )
+        return rows.T @ (maps.float().contiguous() @ columns)
+
+
+def create_model(
+    backbone: nn.Module, num_classes: int, *, head: str = "fpn", options: Mapping[str, Any] | None = None
+) -> SegmentationModel:
+    """A new head on `backbone`; plain ViTs get ViTDet's pyramid before it.
+
+    `head` is one of HEADS or "my_package.heads:MyHead", an nn.Module called with
+    (channels, strides, num_classes, **options). `options` are checked against its signature.
+    """
+    cls = head_class(head)
+    maps = cast(FeatureExtractor, backbone)
+    neck: nn.Module = nn.Identity()
+    channels, strides = maps.channels, maps.strides
+    if len(set(strides)) == 1 and not getattr(cls, "plain_maps", False):
+        neck = pyramid = SimpleFeaturePyramid(channels, strides)
+        channels, strides = pyramid.channels, pyramid.strides
+    built = _build(cls, head, (channels, strides, num_classes), dict(options or {}))
+    return SegmentationModel(backbone, neck, built, num_classes=num_classes)
+
+
+def head_class(name: str) -> type[nn.Module]:
+    """The class of a built-in head's name or of "package.module:Class"."""
+    if name in HEADS:
+        return HEADS[name]
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"head '{name}': no such head{_hint(name, HEADS)}; there are {', '.join(HEADS)}, "
+            "and 'my_package.heads:MyHead' for your own"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"head '{name}': no module named '{error.name}' can be imported") from error
+    found = getattr(module, class_name, None)
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        names = [key for key, value in vars(module).items() if inspect.isclass(value)]
+        raise ConfigError(
+            f"head '{name}': {module_name} has no nn.Module '{class_name}'{_hint(class_name, names)}"
+        )
+    return cast(type[nn.Module], found)
+
+
+def _build(cls: type[nn.Module], name: str, maps: tuple[Any, ...], options: dict[str, Any]) -> nn.Module:
+    signature = inspect.signature(cls)
+    try:
+        signature.bind(*maps, **options)
+    except TypeError as error:
+        allowed = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+        raise ConfigError(
+            f"head '{name}': {error}; called with (channels, strides, num_classes) and the options "
+            f"{options}; its own options are {', '.join(allowed) or 'none'}"
+        ) from error
+    return cls(*maps, **options)
+
+
+def _hint(name: str, names: Iterable[str]) -> str:
+    close = nearest(name, names)
+    return f"; did you mean '{close}'?" if close else ""

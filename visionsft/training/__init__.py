@@ -1,0 +1,1 @@
+"""Training: strategies, tasks and the fitting of a run."""

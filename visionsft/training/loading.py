@@ -1,0 +1,102 @@
+"""Loading: a trained run as a model that is ready to predict."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backbones import merge_lora
+from datamodules import Normalisation, SegmentationDataModule
+from visionsft import build
+from visionsft.config import Config, LoraStrategy
+from visionsft.errors import RunError
+from visionsft.models import SegmentationModel
+from visionsft.runs import Checkpoint, Run
+from visionsft.training.precision import DTYPES
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model with what it needs to be used as it was trained."""
+
+    model: SegmentationModel
+    """In eval mode; with the moving average of the weights where one was kept; LoRA adapters merged."""
+    config: Config
+    run: Run
+    precision: torch.dtype | None
+    """Number type for autocast; None: float32 throughout."""
+    channels_last: bool
+
+    @cached_property
+    def data(self) -> SegmentationDataModule:
+        """The run's data module with the bands and the normalisation of the training.
+
+        Not scanned: predicting new files needs none of the training's.
+        """
+        card = _card(self.run)
+        data = build.build_data(self.config)
+        data.bands, data.dtype = tuple(card["bands"]), np.dtype(card["dtype"])
+        data.normalisation = Normalisation(*(tuple(card["normalisation"][name]) for name in ("mean", "std")))
+        return data
+
+
+def load_model(run: Run | str | Path, checkpoint: Checkpoint = "best") -> SegmentationModel:
+    """The trained model of a run (or of the run folder of that path), in eval mode, plain PyTorch."""
+    return load_run(run if isinstance(run, Run) else Run.open(run), checkpoint).model
+
+
+def load_run(run: Run, checkpoint: Checkpoint = "best") -> LoadedRun:
+    """The trained model of a run with its data and settings; needs neither training data nor pretrained weights."""
+    config = run.config
+    path = run.checkpoint(checkpoint)
+    card = _card(run)
+    backbone = build.build_backbone(config, tuple(card["bands"]), pretrained=False)
+    model = build.build_model(config, backbone, len(card["classes"]))
+    _restore(model, path)
+    if isinstance(config.strategy, LoraStrategy):
+        merge_lora(backbone)
+    if config.trainer.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return LoadedRun(
+        model=model.eval().requires_grad_(False),
+        config=config,
+        run=run,
+        precision=DTYPES[build.build_precision(config)],
+        channels_last=config.trainer.channels_last,
+    )
+
+
+def _restore(model: SegmentationModel, path: Path) -> None:
+    """Load the checkpoint's weights, those of the moving average where there is one."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError) as error:
+        raise RunError(f"{path}: can't be read: {error}") from error
+    weights = {
+        key.removeprefix("model."): value
+        for key, value in state["state_dict"].items()
+        if key.startswith("model.")
+    }
+    weights.update(state["callbacks"].get("MovingAverage", {}).get("average", {}))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(
+            f"{path}: doesn't fit the run's config.yaml: {str(error).splitlines()[1].strip()}"
+        ) from error
+
+
+def _card(run: Run) -> dict[str, Any]:
+    """data.json of the run."""
+    path = run.path / "data.json"
+    try:
+        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: can't be read ({error}); the run is half-written") from error
+    return card
