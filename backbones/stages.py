@@ -113,7 +113,7 @@ def _stage_names(groups: Sequence[Sequence[str]]) -> list[str]:
     return names
 
 
-def _common_parts(paths: Sequence[Sequence[str]]) -> list[str]:
+def _common_parts(paths: list[list[str]]) -> list[str]:
     first, last = min(paths), max(paths)  # in sorted order: what they share, all share
     agree = [one == other for one, other in zip(first, last, strict=False)]
     return list(first[: agree.index(False) if False in agree else len(agree)])

@@ -123,9 +123,11 @@ def fit(
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
     loaded = load_config(config, overrides or ())
-    from visionsft.runs import Run
+    from visionsft.runs import Run, is_first_process
 
-    if resume:
+    if not is_first_process():
+        pass
+    elif resume:
         Run.check_resumable(loaded)
     else:
         Run.check_free(loaded, overwrite=overwrite)

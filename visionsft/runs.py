@@ -63,6 +63,11 @@ class Run:
     # ------------------------------------------------------------------------- making and opening
 
     @classmethod
+    def of(cls, config: Config) -> Run:
+        """The run that `config` names, whether it exists or not."""
+        return cls(_folder(config))
+
+    @classmethod
     def create(cls, config: Config, *, overwrite: bool = False) -> Run:
         """Make the folder of a new run; what is there already is kept, unless it is a run and `overwrite`."""
         run = cls.check_free(config, overwrite=overwrite)
@@ -225,6 +230,11 @@ class Run:
     def _here(self) -> str:
         names = sorted(entry.name for entry in self.path.iterdir())
         return f"; in it: {', '.join(names[:8])}" if names else "; it is empty"
+
+
+def is_first_process() -> bool:
+    """False in the processes that Lightning starts for further devices: the run folder belongs to the first."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 # ----------------------------------------------------------------------------------- environment

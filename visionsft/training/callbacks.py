@@ -159,8 +159,9 @@ class MetricsTable(Callback):
             **new,
         }
         self.rows.append(row)
-        self._write()
-        print(_line(row, trainer.max_epochs), flush=True)
+        if trainer.is_global_zero:
+            self._write()
+            print(_line(row, trainer.max_epochs), flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
