@@ -46,7 +46,6 @@ STRATEGIES = {
         "backbone.weights=none",
     ],
     "lora, ViT-S/14": ["strategy={kind: lora, rank: 8, lr: 1.0e-3}"],
-    "feature_based, ViT-S/14": ["strategy={kind: feature_based, lr: 1.0e-3}"],
 }
 
 
@@ -104,7 +103,7 @@ def generated(folder: Path) -> list[str]:
     root = generate(folder / "frames", kind="driving", scenes=20, size=216)
     classes = json.dumps([{"name": thing.name, "values": thing.value} for thing in THINGS])
     pairs = {"images": "images/{split}/*", "labels": "labels/{split}/{name}.png"}
-    return [f"data.root={root}", "data.layout=pairs", f"data.classes={classes}",
+    return [f"data.root={root}", "data.layout=pairs", f"data.classes={classes}", "data.ignore=[255]",
             *(f"data.{key}='{value}'" for key, value in pairs.items())]  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from typing import Any
 import lightning
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -155,9 +154,7 @@ def by_hand(kind: str, *, accelerated: bool = True) -> Step:
             with torch.no_grad():
                 maps, x = run_through(prefix, image)
             later, _ = run_through(rest, x)
-            logits = head([*maps, *later])
-            logits = F.interpolate(logits.float(), size=image.shape[-2:], mode="bilinear")
-            loss = loss_of(logits, mask)
+            loss = loss_of(model.upsample(head([*maps, *later]), image), mask)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -6,8 +6,8 @@ import pytest
 import timm
 import torch
 
-from backbones import create_backbone
-from backbones.backbone import Backbone
+from backbones.factory import build_meta_model
+from backbones.geometry import TimmModel, default_indices, features, reductions
 from backbones.stages import group_stages, modules_of
 
 NAMES = [
@@ -26,24 +26,33 @@ NAMES = [
 ]
 
 
+def pruned(name: str) -> TimmModel:
+    """What `create_backbone` keeps of a model, on the meta device."""
+    model = build_meta_model(name, {"num_classes": 0})
+    strides = reductions(model)
+    norm = len(set(strides)) == 1
+    model.prune_intermediate_layers(list(default_indices(strides)), prune_norm=not norm, prune_head=True)
+    return model
+
+
 @pytest.fixture(scope="module", params=NAMES)
-def backbone(request: pytest.FixtureRequest) -> Backbone:
-    return create_backbone(request.param, weights="none")
+def model(request: pytest.FixtureRequest) -> TimmModel:
+    return pruned(request.param)
 
 
-def test_every_parameter_is_in_exactly_one_stage(backbone: Backbone) -> None:
-    stages = backbone.stages()
+def test_every_parameter_is_in_exactly_one_stage(model: TimmModel) -> None:
+    stages = group_stages(model)
     grouped = [name for stage in stages for name in stage.parameters]
-    assert sorted(grouped) == sorted(name for name, _ in backbone.named_parameters())
+    assert sorted(grouped) == sorted(name for name, _ in model.named_parameters())
     names = [stage.name for stage in stages]
     assert len(set(names)) == len(names)
     assert names[0] == "stem"
     assert all(stage.parameters for stage in stages)
 
 
-def test_stages_run_in_their_order(backbone: Backbone) -> None:
+def test_stages_run_in_their_order(model: TimmModel) -> None:
     """By its last call, each stage runs after those before it (a ViT's norm runs after every map)."""
-    stages = group_stages(backbone.model)
+    stages = group_stages(model)
     seen: list[str] = []
 
     def note(owner: str) -> None:
@@ -51,16 +60,14 @@ def test_stages_run_in_their_order(backbone: Backbone) -> None:
             seen.remove(owner)
         seen.append(owner)
 
-    hooks = [
-        module.register_forward_pre_hook(lambda *_, owners=owners: note(*owners))
-        for _, module, owners in modules_of(backbone.model, stages)
-        if len(owners) == 1 and list(module.parameters(recurse=False))
-    ]
-    size = backbone.geometry.size or (64, 64)
+    for _, module, owners in modules_of(model, stages):
+        if len(owners) == 1 and list(module.parameters(recurse=False)):
+            module.register_forward_pre_hook(lambda *_, owners=owners: note(*owners))
+    height, width = model.pretrained_cfg["input_size"][1:]
+    strides = reductions(model)
     with torch.no_grad():
-        backbone.eval()(torch.randn(1, 3, *size))
-    for hook in hooks:
-        hook.remove()
+        image = torch.empty(1, 3, height, width, device="meta")
+        features(model, image, default_indices(strides), len(set(strides)) == 1)
     order = [stage.name for stage in stages]
     assert seen == [name for name in order if name in seen]
 
@@ -77,11 +84,11 @@ def test_stages_run_in_their_order(backbone: Backbone) -> None:
     ],
 )
 def test_names(name: str, expected: list[str]) -> None:
-    assert [stage.name for stage in create_backbone(name, weights="none").stages()] == expected
+    assert [stage.name for stage in group_stages(pruned(name))] == expected
 
 
 def test_modules_without_parameters_go_with_the_module_before_them() -> None:
-    model = create_backbone("test_vit", weights="none").model
+    model = pruned("test_vit")
     owners = {name: owner for name, _, owner in modules_of(model, group_stages(model))}
     assert owners["pos_drop"] == {"stem"}
     assert owners["blocks.2.drop_path1"] == {"blocks.2"}

@@ -194,3 +194,33 @@ def test_lora_is_merged_when_loaded(make: Make, values: dict[str, Any]) -> None:
 def test_early_stopping(make: Make, values: dict[str, Any]) -> None:
     options = {"epochs": 6, "early_stopping": {"patience": 1, "min_delta": 2.0}}  # no score rises by 2
     assert len(scores(fit(make(values, trainer=options)))) == 2
+
+
+def test_tensorboard_is_written_beside_the_csv(make: Make, values: dict[str, Any]) -> None:
+    run = fit(make(values, trainer={"epochs": 1, "loggers": ("tensorboard",)}))
+    assert list(run.path.rglob("events.out.tfevents*"))
+
+
+def test_missing_logger_package_is_named(
+    make: Make, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.pytorch import loggers
+
+    def missing(*args: Any, **kwargs: Any) -> None:
+        raise ModuleNotFoundError("No module named 'mlflow'")
+
+    monkeypatch.setattr(loggers, "MLFlowLogger", missing)
+    with pytest.raises(ConfigError, match=r"visionsft\[mlflow\]"):
+        fit(make(values, trainer={"loggers": ("mlflow",)}))
+
+
+def test_two_processes_share_one_run(make: Make, values: dict[str, Any], tmp_path: Path) -> None:
+    """Data-parallel on two CPU processes: Lightning starts the second, which leaves the run folder alone."""
+    config = make({**values, "name": "two"}, trainer={"epochs": 1, "devices": 2})
+    command = [sys.executable, "-m", "visionsft", "fit", write(config, tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr
+    run = Run.open(config.runs / "two")
+    assert run.is_finished
+    assert [row["epoch"] for row in scores(run)] == ["0"]
+    load_model(run)
