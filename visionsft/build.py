@@ -111,6 +111,11 @@ def build_loss_of(config: Config, data: SegmentationDataModule) -> SegmentationL
     return build_loss(config.task.loss, class_counts=torch.from_numpy(data.statistics.class_counts))
 
 
+def views(config: Config) -> dict[str, Any]:
+    """Test-time augmentation, for `visionsft.models.views.average_views`."""
+    return {"scales": config.inference.scales, "symmetry": config.inference.symmetry}
+
+
 def build_precision(config: Config) -> Precision:
     """Lightning's name of the number type."""
     return resolve(config.trainer.precision, config.trainer.accelerator)

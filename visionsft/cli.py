@@ -18,7 +18,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-_USER_ERRORS = (ValueError, LookupError, ArithmeticError, OSError, ImportError)  # typer's own are none of these
+_USER_ERRORS = (
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    OSError,
+    ImportError,
+)  # typer's own are none of these
 _SYSTEM_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -266,8 +272,12 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> No
 
 def main() -> None:
     """Entry point of the ``visionsft`` command."""
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it searches every installed package for them
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: huge pages, some 10 % of a training step on a CPU
+    os.environ.setdefault(
+        "PYDANTIC_DISABLE_PLUGINS", "__all__"
+    )  # it searches every installed package for them
+    os.environ.setdefault(
+        "THP_MEM_ALLOC_ENABLE", "1"
+    )  # torch: huge pages, some 10 % of a training step on a CPU
     gc.set_threshold(10_000, 10, 10)  # imports make many objects and hardly any garbage
     app()
 

@@ -602,6 +602,20 @@ class Trainer(Section):
         return self
 
 
+# ----------------------------------------------------------------------------------- inference
+
+
+class Inference(Section):
+    """Test-time augmentation in `evaluate` and `predict`; each view costs a pass (a scale s costs s * s)."""
+
+    scales: tuple[Rate, ...] = Field(
+        default=(1.0,), min_length=1, description="zooms whose probabilities are averaged"
+    )
+    symmetry: Literal["none", "left_right", "d4"] = Field(
+        default="none", description="views averaged: 'left_right' for cameras, 'd4' (eight) from above"
+    )
+
+
 # ---------------------------------------------------------------------------------------- root
 
 
@@ -626,6 +640,7 @@ class Config(Section):
     )
     strategy: Strategy = FullStrategy()
     trainer: Trainer = Trainer()
+    inference: Inference = Inference()
 
     @model_validator(mode="after")
     def _unfreezing_begins_in_time(self) -> Self:

@@ -34,7 +34,14 @@ from visionsft.loading import dump_config, load_config
 Checkpoint = Literal["best", "last"]
 
 _HEADER = "# Written by visionsft: the resolved configuration of this run.\n"
-_FREE_TO_CHANGE = ("runs", "trainer.epochs", "trainer.loggers", "data.workers")
+_FREE_TO_CHANGE = (
+    "runs",
+    "trainer.epochs",
+    "trainer.loggers",
+    "data.workers",
+    "inference.scales",
+    "inference.symmetry",
+)
 """Keys that may differ when a run is resumed; ``runs`` because a folder may have moved."""
 _PACKAGES = (
     "visionsft",

@@ -38,6 +38,7 @@ from visionsft.evaluation.metrics import (
 )
 from visionsft.evaluation.pictures import Example, confusion_figure, contact_sheet, display
 from visionsft.files import atomic_path, write_text
+from visionsft.models.views import average_views
 from visionsft.runs import Checkpoint, Run, describe_environment
 
 if TYPE_CHECKING:
@@ -165,12 +166,17 @@ def count(loaded: LoadedRun, batches: Iterable[Batch], *, num_classes: int) -> C
 
 @torch.inference_mode()
 def infer(loaded: LoadedRun, image: Tensor) -> Tensor:
-    """image: (B, C, H, W) float32, normalised -> logits (B, K, H, W), in the precision of training."""
+    """image: (B, C, H, W) float32, normalised -> logits (B, K, H, W), in the precision of training.
+
+    With the run's `inference` views, if it has any: a split is scored as new files are predicted.
+    """
     device = next(loaded.model.parameters()).device
     layout = torch.channels_last if loaded.channels_last else torch.contiguous_format
     enabled = loaded.precision is not None
     with torch.autocast(device.type, dtype=loaded.precision, enabled=enabled):
-        logits: Tensor = loaded.model(image.to(device, memory_format=layout))
+        logits = average_views(
+            lambda view: loaded.model(view.contiguous(memory_format=layout)), image.to(device), **loaded.views
+        )
     if bool(logits.sum().isnan()):  # a nan anywhere makes the sum nan, in a fraction of isnan's time
         raise RunError(
             "the model's output is not a number: its training has diverged, or the checkpoint is damaged"

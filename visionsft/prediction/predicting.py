@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
-import rasterio
 import torch
 import torch.nn.functional as F
 from affine import Affine
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from rasterio.io import MemoryFile
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -232,14 +232,17 @@ class Scene:
         grid = self.header.grid
         size = {"height": grid.height, "width": grid.width}
         place = {} if grid.transform == Affine.identity() else {"transform": grid.transform}
-        with rasterio.open(
-            target, "w", driver="GTiff", **size, count=1, dtype="uint8", crs=grid.crs, **place, nodata=IGNORE,
-            compress="deflate", tiled=True, blockxsize=256, blockysize=256,
-        ) as file:  # fmt: skip
-            file.write(classes, 1)
-            file.write_colormap(1, _colour_table(names))
-            file.set_band_description(1, "class")
-            file.update_tags(1, **{f"class_{index}": name for index, name in enumerate(names.names)})
+        # in memory first: GDAL doesn't raise when a disk fills in the middle of a file, Python does
+        with MemoryFile() as memory:
+            with memory.open(
+                driver="GTiff", **size, count=1, dtype="uint8", crs=grid.crs, **place, nodata=IGNORE,
+                compress="deflate", tiled=True, blockxsize=256, blockysize=256,
+            ) as file:  # fmt: skip
+                file.write(classes, 1)
+                file.write_colormap(1, _colour_table(names))
+                file.set_band_description(1, "class")
+                file.update_tags(1, **{f"class_{index}": name for index, name in enumerate(names.names)})
+            target.write_bytes(memory.read())
 
 
 @dataclass(frozen=True)

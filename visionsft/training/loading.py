@@ -33,6 +33,11 @@ class LoadedRun:
     """Number type for autocast; None: float32 throughout."""
     channels_last: bool
 
+    @property
+    def views(self) -> dict[str, Any]:
+        """Test-time augmentation, for `visionsft.models.views.average_views`."""
+        return build.views(self.config)
+
     @cached_property
     def data(self) -> SegmentationDataModule:
         """The run's data module with the bands and the normalisation of the training.

@@ -25,6 +25,7 @@ from visionsft.runs import Run
 GREYS = (40, 128, 216)
 """Of the classes 'low', 'middle' and 'high'; the fourth, 'never', is in no mask."""
 SIZE = (24, 36)
+VIEWS = {"scales": (1.0,), "symmetry": "none"}
 FILES = {"scores.json", "table.txt", "confusion.csv", "confusion.png", "per_sample.npz", "worst.png"}
 
 
@@ -93,7 +94,7 @@ def run(frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def load_run(run: Run, checkpoint: str) -> SimpleNamespace:
         model = NearestGrey().eval()
-        return SimpleNamespace(model=model, data=make_data(frames), precision=None, channels_last=True)
+        return SimpleNamespace(model=model, data=make_data(frames), precision=None, channels_last=True, views=VIEWS)
 
     loading = SimpleNamespace(load_run=load_run)
     monkeypatch.setitem(sys.modules, "visionsft.training.loading", loading)

@@ -30,6 +30,7 @@ from visionsft.prediction.predicting import resample
 from visionsft.runs import Run
 
 REDS = (500, 1500, 2500)
+VIEWS = {"scales": (1.0,), "symmetry": "none"}
 """Red values of the three classes in scenes."""
 CLASSES = [ClassSpec(name, (i,), (50 * i, 255 - i, 7)) for i, name in enumerate(("low", "middle", "high"))]
 BANDS = ("red", "green", "nir")
@@ -82,7 +83,7 @@ def make_run(
     )
 
     def make(data: SegmentationDataModule, model: nn.Module) -> Run:
-        loaded = SimpleNamespace(model=model.eval(), data=data, precision=None, channels_last=True)
+        loaded = SimpleNamespace(model=model.eval(), data=data, precision=None, channels_last=True, views=VIEWS)
         loading = SimpleNamespace(load_run=lambda run, checkpoint: loaded)
         monkeypatch.setitem(sys.modules, "visionsft.training.loading", loading)
         return Run.create(config)
