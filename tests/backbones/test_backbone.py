@@ -148,3 +148,15 @@ def test_wrong_stages_get_the_nearest_right_one() -> None:
     with pytest.raises(BackboneError, match="not the string 'stem'"):
         backbone.freeze("stem")
     assert backbone.frozen == frozenset()
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "test_resnet"])
+def test_odd_sizes_lie_on_the_grid_of_even_ones(name: str) -> None:
+    """TensorFlow's "same" padding would shift the maps of an odd size by half a pixel a stage."""
+    backbone = create_backbone(name, weights="none").eval()
+    image = torch.randn(1, 3, 90, 121)
+    whole = torch.zeros(1, 3, 96, 128)
+    whole[..., :90, :121] = image
+    with torch.no_grad():
+        for one, other in zip(backbone(image), backbone(whole), strict=True):
+            torch.testing.assert_close(one, other[..., : one.shape[2], : one.shape[3]])
