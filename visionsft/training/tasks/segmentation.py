@@ -71,11 +71,17 @@ class SegmentationModule(LightningModule):
         if self.strategy.freeze(self.model.backbone, self.current_epoch):  # type: ignore[arg-type]
             self._adopt_parameters()
 
+    def on_train_start(self) -> None:
+        self._steps = int(self.trainer.estimated_stepping_batches)
+
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Start the random numbers of this step, whatever others (a loader, say) have drawn before it."""
-        torch.manual_seed(
-            int(np.random.SeedSequence((self.seed, self.current_epoch, index)).generate_state(1)[0])
-        )
+        seeds = np.random.SeedSequence((self.seed, self.current_epoch, index))
+        torch.default_generator.manual_seed(int(seeds.generate_state(1)[0]))
+        if (
+            torch.cuda.is_available()
+        ):  # torch.manual_seed does both, and formats a stack trace where there is no GPU
+            torch.cuda.manual_seed(int(seeds.generate_state(2)[1]))
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of one batch."""
@@ -91,7 +97,7 @@ class SegmentationModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Set each group's learning rate for this step."""
-        factor = self.schedule.factor(self.trainer.global_step, int(self.trainer.estimated_stepping_batches))
+        factor = self.schedule.factor(self.trainer.global_step, self._steps)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
 
@@ -99,8 +105,27 @@ class SegmentationModule(LightningModule):
         """Only what trains is in the optimizer."""
         groups = parameter_groups(self.model, self.rates)
         if self.optimizer_name == "sgd":
-            return torch.optim.SGD(groups, lr=self.rates.lr, momentum=self.momentum)
-        return torch.optim.AdamW(groups, lr=self.rates.lr)
+            return torch.optim.SGD(groups, lr=self.rates.lr, momentum=self.momentum, fused=self._fused)
+        return torch.optim.AdamW(groups, lr=self.rates.lr, fused=self._fused)
+
+    @property
+    def _fused(self) -> bool:
+        """One kernel for all parameters; with float16's loss scaling Lightning couldn't clip its gradients."""
+        return self._trainer is None or self._trainer.precision != "16-mixed"
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does, which refuses fused optimizers although only loss scaling is in their way."""
+        if not self._fused:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            by_value = gradient_clip_algorithm == "value"
+            clip = torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_
+            clip([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Freeze as in the checkpoint's epoch, so that the optimizer gets the groups it had."""
