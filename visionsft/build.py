@@ -113,7 +113,7 @@ def build_loss_of(config: Config, data: SegmentationDataModule) -> SegmentationL
 
 def views(config: Config) -> dict[str, Any]:
     """Test-time augmentation, for `visionsft.models.views.average_views`."""
-    return {"scales": config.inference.scales, "symmetry": config.inference.symmetry}
+    return _fields(config.inference)
 
 
 def build_precision(config: Config) -> Precision:

@@ -18,13 +18,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-_USER_ERRORS = (
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    OSError,
-    ImportError,
-)  # typer's own are none of these
+# typer's own are none of these
+_USER_ERRORS = (ValueError, LookupError, ArithmeticError, OSError, ImportError)
 _SYSTEM_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -272,12 +267,10 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> No
 
 def main() -> None:
     """Entry point of the ``visionsft`` command."""
-    os.environ.setdefault(
-        "PYDANTIC_DISABLE_PLUGINS", "__all__"
-    )  # it searches every installed package for them
-    os.environ.setdefault(
-        "THP_MEM_ALLOC_ENABLE", "1"
-    )  # torch: huge pages, some 10 % of a training step on a CPU
+    # pydantic searches every installed package for plugins
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    # torch: huge pages save some 10 % of a training step on a CPU
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     gc.set_threshold(10_000, 10, 10)  # imports make many objects and hardly any garbage
     app()
 

@@ -29,8 +29,8 @@ from visionsft.prediction import predict
 from visionsft.prediction.predicting import resample
 from visionsft.runs import Run
 
-REDS = (500, 1500, 2500)
 VIEWS = {"scales": (1.0,), "symmetry": "none"}
+REDS = (500, 1500, 2500)
 """Red values of the three classes in scenes."""
 CLASSES = [ClassSpec(name, (i,), (50 * i, 255 - i, 7)) for i, name in enumerate(("low", "middle", "high"))]
 BANDS = ("red", "green", "nir")

@@ -76,12 +76,11 @@ class SegmentationModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Start the random numbers of this step, whatever others (a loader, say) have drawn before it."""
-        seeds = np.random.SeedSequence((self.seed, self.current_epoch, index))
-        torch.default_generator.manual_seed(int(seeds.generate_state(1)[0]))
-        if (
-            torch.cuda.is_available()
-        ):  # torch.manual_seed does both, and formats a stack trace where there is no GPU
-            torch.cuda.manual_seed(int(seeds.generate_state(2)[1]))
+        cpu, gpu = np.random.SeedSequence((self.seed, self.current_epoch, index)).generate_state(2).tolist()
+        torch.default_generator.manual_seed(cpu)
+        # torch.manual_seed does both, and formats a stack trace where there is no GPU
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed(gpu)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of one batch."""
