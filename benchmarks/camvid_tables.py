@@ -44,6 +44,8 @@ LOSSES = {
     "+ inverse class weights": [f"task.loss=[{INVERSE}]", "data.augment.rare_class_crops=0"],
     "+ Lovász": [f"task.loss=[{CE}, {LOVASZ}]", "data.augment.rare_class_crops=0"],
     "+ rare-class crops": [f"task.loss=[{CE}]", "data.augment.rare_class_crops=0.3"],
+    "+ Lovász + rare-class crops": [f"task.loss=[{CE}, {LOVASZ}]", "data.augment.rare_class_crops=0.3"],
+    "all three": [f"task.loss=[{INVERSE}, {LOVASZ}]", "data.augment.rare_class_crops=0.3"],
 }
 LOSSES = {name: [*LAYERWISE, *changes] for name, changes in LOSSES.items()}
 RARE = ("Pole", "SignSymbol", "Fence", "Pedestrian", "Bicyclist")
@@ -73,9 +75,13 @@ def main() -> None:
         "--vit", type=Path, help="weights of vit_small_patch14_dinov2; without them no ViT rows"
     )
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows")
     parser.add_argument("--quick", action="store_true", help="generated frames, one epoch, two rows")
     given = parser.parse_args()
     rows = {name: row for name, row in TABLES[given.table].items() if given.vit or "ViT" not in name}
+    if unknown := set(given.rows or ()) - set(rows):
+        parser.error(f"--rows: there is no {unknown.pop()!r}; there are {', '.join(map(repr, rows))}")
+    rows = {name: row for name, row in rows.items() if given.rows is None or name in given.rows}
     if given.quick:
         rows, given.epochs = dict(list(rows.items())[:2]), 1
     with tempfile.TemporaryDirectory() as folder:

@@ -39,6 +39,8 @@ from datamodules.statistics import (
 
 GUARDED = 32
 """Files at most whose values are looked at before a prediction."""
+JUDGED = 256
+"""Pixels from which on their range says something."""
 
 
 class SegmentationDataModule(LightningDataModule):
@@ -342,7 +344,7 @@ class SegmentationDataModule(LightningDataModule):
         for item in items[::step][:GUARDED]:
             raw = reader.read(item)
             moments.add(raw.values, raw.valid)
-        if moments.count:
+        if moments.count >= JUDGED:
             figures = moments.summary(samples=len(items))
             check_range(figures, self.normalisation, self.bands, largest_mean=10.0, std_range=(0.005, 25.0))
 

@@ -46,7 +46,7 @@ from datamodules.splits import (
     split_by_scene,
 )
 from datamodules.statistics import cached, fingerprint, load_arrays
-from datamodules.tiling import tile
+from datamodules.tiling import spread, tile
 
 READ_SIDE = 512
 """Side of the windows in which whole scenes are read for statistics and checks."""
@@ -265,10 +265,20 @@ class GeoTiffDataModule(SegmentationDataModule):
         if not hasattr(self, "bands"):
             self.scan()
         items = [Item(id=str(path), group=str(path), image=str(path)) for path in paths]
-        scenes = {item.image: self._scene(read_header(item.image, bands=self.band_names)) for item in items}
+        scenes = {item.image: self._scene(self._header(item.image)) for item in items}
         reader = SceneReader(scenes, None)
         self._check_inputs(items, reader)
         return EvaluationDataset(items, reader=reader, normalisation=self.normalisation)
+
+    def prediction_scene(self, path: str | Path) -> Scene:
+        """How a scene of any size is read for prediction; refused if its values, looked at here and there, are
+        far from those of training."""
+        path = str(path)
+        scene = self._scene(self._header(path))
+        windows = spread(scene.grid.height, scene.grid.width, size=READ_SIDE // 2)
+        items = [Item(id=path, group=path, image=path, window=window) for window in windows]
+        self._check_inputs(items, SceneReader({path: scene}, None))
+        return scene
 
     # ---------------------------------------------------------------- for the base
 
@@ -427,6 +437,13 @@ class GeoTiffDataModule(SegmentationDataModule):
                 hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
                 raise DataError(f"use_bands: no file has a band {band!r}; there are {', '.join(usual)}{hint}")
         return tuple(self.use_bands)
+
+    def _header(self, path: str) -> Header:
+        """Of a file to predict: its own band names count if they are those of training, in whatever order."""
+        header = read_header(path)
+        if self.band_names is None or set(self.bands) <= set(header.names):
+            return header
+        return read_header(path, bands=self.band_names)
 
     def _scene(self, header: Header) -> Scene:
         grid = header.grid

@@ -280,6 +280,17 @@ def read_footprint(
     return _read(file, region, bands, nodata, masked, shape)[1]
 
 
+def read_thumbnail(
+    file: DatasetReader, *, bands: Sequence[int], nodata: float | None, masked: bool, side: int
+) -> Raster:
+    """The whole file in at most `side` x `side` pixels, from overviews where there are any."""
+    share = min(1.0, side / max(file.height, file.width))
+    shape = tuple(max(1, round(length * share)) for length in (file.height, file.width))
+    values, valid = _read(file, Window(0, 0, file.height, file.width), bands, nodata, masked, shape)
+    scale = Affine.scale(file.width / shape[1], file.height / shape[0])
+    return Raster(values, valid, file.transform * scale, file.crs)
+
+
 def _read(
     file: DatasetReader,
     window: Window,

@@ -42,6 +42,13 @@ def tile(region: Window, *, size: tuple[int, int], overlap: float = 0.0) -> list
     ]
 
 
+def spread(height: int, width: int, *, size: int, count: int = 4) -> list[Window]:
+    """Up to count x count windows of `size`, spread evenly over height x width: a look here and there."""
+    steps = [index / max(count - 1, 1) for index in range(count)]
+    rows, cols = (sorted({int(step * max(side - size, 0)) for step in steps}) for side in (height, width))
+    return [Window(row, col, min(size, height), min(size, width)) for row in rows for col in cols]
+
+
 @dataclass(frozen=True, slots=True)
 class _Span:
     """One dimension of a tile; its core reaches from `first` to before `last`, counted from `start`."""

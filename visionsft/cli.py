@@ -156,19 +156,33 @@ def evaluate(
 @app.command()
 def predict(
     run: RunFolder,
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images or folders of them.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Files, folders, globs, .txt lists, remote paths.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the predictions.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace predictions that exist.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep predictions that exist, do the rest.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also draw them over the images.")] = False,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Also probability, confidence or entropy (scenes); repeatable.")
+    ] = None,
+    tile: Annotated[int | None, typer.Option(min=1, help="Side of a scene's tiles, in pixels.")] = None,
+    overlap: Annotated[int | None, typer.Option(min=0, help="Pixels that tiles have in common.")] = None,
 ) -> None:
     """Write the class map of every INPUT, georeferenced where the input is."""
     from visionsft.runs import Run
 
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other")
     Run.open(run)
-    from visionsft.prediction import predict
+    from visionsft.prediction import SceneOptions, predict_all
 
-    written = predict(run, inputs, out, overwrite=overwrite, overlay=overlay)
-    typer.echo(f"{len(written)} files in {out}")
+    layers: Any = tuple(dict.fromkeys(["classes", *(layer or ())]))
+    options = SceneOptions(layers=layers, overlay=overlay, tile=tile, overlap=overlap)
+    predictions = predict_all(run, inputs, out, overwrite=overwrite, resume=resume, options=options)
+    typer.echo(predictions.table())
+    predictions.check()
+    typer.echo(f"{len(predictions.files)} files in {out}")
 
 
 @app.command()

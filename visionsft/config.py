@@ -606,13 +606,22 @@ class Trainer(Section):
 
 
 class Inference(Section):
-    """Test-time augmentation in `evaluate` and `predict`; each view costs a pass (a scale s costs s * s)."""
+    """How `evaluate` and `predict` use the model; each view costs a pass (a scale s costs s * s)."""
 
     scales: tuple[Rate, ...] = Field(
         default=(1.0,), min_length=1, description="zooms whose probabilities are averaged"
     )
     symmetry: Literal["none", "left_right", "d4"] = Field(
         default="none", description="views averaged: 'left_right' for cameras, 'd4' (eight) from above"
+    )
+    tile: Positive | None = Field(
+        default=None,
+        description="side of the tiles in which scenes are predicted, in the model's pixels; default: by the model",
+    )
+    overlap: NonNegative | None = Field(
+        default=None,
+        description="pixels that neighbouring tiles have in common, blended; at most half of a tile; "
+        "default: 64, or an eighth of small tiles",
     )
 
 

@@ -25,16 +25,25 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, target)
+        with disk_trouble(target, temporary=temporary):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, target)
+    finally:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
+
+
+@contextmanager
+def disk_trouble(target: Path, *, temporary: Path | None = None) -> Iterator[None]:
+    """Raise `WriteError` where writing `target` (under its `temporary` name) fails for want of space or rights."""
+    temporary = temporary or target
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # torch and GDAL report a full disk as errors of their own
         if _is_about_writing(error, temporary):
             raise WriteError(_explain(error, target)) from error
         raise
-    finally:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            temporary.unlink()
 
 
 def write_text(target: str | Path, text: str) -> None:
@@ -46,14 +55,14 @@ def write_text(target: str | Path, text: str) -> None:
 def _is_about_writing(error: OSError | RuntimeError, temporary: Path) -> bool:
     if isinstance(error, OSError) and (error.errno in _FULL or error.filename in _names(temporary)):
         return True
-    return _free(temporary.parent) < _ALMOST_NOTHING
+    return free_bytes(temporary.parent) < _ALMOST_NOTHING
 
 
 def _names(temporary: Path) -> set[str]:
     return {str(path) for path in (temporary, *temporary.parents)}
 
 
-def _free(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Free bytes of the disk that holds `folder`, which need not exist yet."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
@@ -61,4 +70,4 @@ def _free(folder: Path) -> int:
 
 def _explain(error: OSError | RuntimeError, target: Path) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else "the disk is full"
-    return f"can't write {target}: {reason} ({_free(target.parent) / 1e6:.1f} MB free on that disk)"
+    return f"can't write {target}: {reason} ({free_bytes(target.parent) / 1e6:.1f} MB free on that disk)"

@@ -41,6 +41,8 @@ _FREE_TO_CHANGE = (
     "data.workers",
     "inference.scales",
     "inference.symmetry",
+    "inference.tile",
+    "inference.overlap",
 )
 """Keys that may differ when a run is resumed; ``runs`` because a folder may have moved."""
 _PACKAGES = (

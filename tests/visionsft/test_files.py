@@ -57,7 +57,7 @@ def test_a_full_disk_is_named(tmp_path: Path, code: int) -> None:
 
 def test_a_writer_that_hides_the_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.save says "PytorchStreamWriter failed" and no errno; the disk itself tells what happened."""
-    monkeypatch.setattr("visionsft.files._free", lambda folder: 0)
+    monkeypatch.setattr("visionsft.files.free_bytes", lambda folder: 0)
     with pytest.raises(WriteError, match="the disk is full"), atomic_path(tmp_path / "last.ckpt"):
         raise RuntimeError("PytorchStreamWriter failed writing file data/5: file write failed")
 

@@ -38,6 +38,11 @@ class LoadedRun:
         """Test-time augmentation, for `visionsft.models.views.average_views`."""
         return build.views(self.config)
 
+    @property
+    def tiles(self) -> dict[str, int | None]:
+        """Side and overlap of the tiles of scenes, where the configuration says them."""
+        return build.tiles(self.config)
+
     @cached_property
     def data(self) -> SegmentationDataModule:
         """The run's data module with the bands and the normalisation of the training.

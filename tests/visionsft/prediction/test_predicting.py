@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -23,10 +24,11 @@ from datamodules import (
     GeoTiffDataModule,
     SegmentationDataModule,
 )
+from datamodules.batch import Window
 from visionsft.config import Backbone, CameraData, Config
-from visionsft.errors import WriteError
+from visionsft.errors import ConfigError, WriteError
 from visionsft.prediction import predict
-from visionsft.prediction.predicting import resample
+from visionsft.prediction.scenes import SceneSource, resample
 from visionsft.runs import Run
 
 VIEWS = {"scales": (1.0,), "symmetry": "none"}
@@ -39,6 +41,9 @@ PLACE = from_origin(500_000, 5_500_000, 10, 10)
 
 class NearestRed(nn.Module):
     """image (raw / scale, first band red) -> logits: minus the distance to each class's red."""
+
+    num_classes = 3
+    backbone = SimpleNamespace(strides=(1,), geometry=SimpleNamespace(size=None))
 
     def __init__(self, reds: tuple[float, ...]) -> None:
         super().__init__()
@@ -83,10 +88,17 @@ def make_run(
     )
 
     def make(data: SegmentationDataModule, model: nn.Module) -> Run:
-        loaded = SimpleNamespace(model=model.eval(), data=data, precision=None, channels_last=True, views=VIEWS)
+        run = Run.create(config)
+        run.checkpoints.mkdir()
+        with ZipFile(run.checkpoints / "best.ckpt", "w") as file:
+            file.writestr("weights", "")
+        loaded = SimpleNamespace(
+            model=model.eval(), data=data, run=run, precision=None, channels_last=True, views=VIEWS,
+            tiles={"tile": None, "overlap": None},
+        )  # fmt: skip
         loading = SimpleNamespace(load_run=lambda run, checkpoint: loaded)
         monkeypatch.setitem(sys.modules, "visionsft.training.loading", loading)
-        return Run.create(config)
+        return run
 
     return make
 
@@ -242,15 +254,121 @@ def test_values_far_from_those_of_training_are_refused(make_run: Callable[..., R
     assert not (scenes / "out").exists()
 
 
-def test_a_whole_scene_is_refused(
+def test_a_scene_of_many_tiles_is_the_scene_of_one(make_run: Callable[..., Run], scenes: Path) -> None:
+    classes = draw(150, 90, seed=4)
+    classes[100:, :40] = 255
+    image = write_scene(scenes / "in" / "scene.tif", classes)
+    (written,) = predict(scene_run(make_run, scenes), image, scenes / "out", tile=32, overlap=9)
+    with rasterio.open(written) as file:
+        assert np.array_equal(file.read(1), classes)
+
+
+@pytest.mark.parametrize("shape", [(1, 200), (1, 1), (200, 1)])
+def test_a_scene_of_one_row(make_run: Callable[..., Run], scenes: Path, shape: tuple[int, int]) -> None:
+    classes = draw(*shape)
+    image = write_scene(scenes / "in" / "scene.tif", classes)
+    (written,) = predict(scene_run(make_run, scenes), image, scenes / "out", tile=32, overlap=4)
+    with rasterio.open(written) as file:
+        assert np.array_equal(file.read(1), classes)
+
+
+def test_many_tiles_at_another_resolution(make_run: Callable[..., Run], scenes: Path) -> None:
+    classes = np.kron(draw(12, 9, seed=3), np.ones((16, 16), np.uint8))
+    image = write_scene(scenes / "in" / "scene.tif", classes)
+    (written,) = predict(
+        scene_run(make_run, scenes, resolution=20), image, scenes / "out", tile=32, overlap=8
+    )
+    with rasterio.open(written) as file:
+        inside = np.kron(np.ones((12, 9)), np.pad(np.ones((10, 10)), 3)) > 0
+        assert np.array_equal(file.read(1)[inside], classes[inside])
+
+
+def test_layers_on_request(make_run: Callable[..., Run], scenes: Path) -> None:
+    image = write_scene(scenes / "in" / "a.tif", draw(40, 40))
+    run = scene_run(make_run, scenes)
+    written = predict(run, image, scenes / "out", layers=("confidence", "probability", "entropy"))
+    assert [path.name for path in written] == [
+        "a.tif",
+        "a_confidence.tif",
+        "a_probability.tif",
+        "a_entropy.tif",
+    ]
+    with rasterio.open(written[2]) as file:
+        assert file.descriptions == ("low", "middle", "high")
+        total = file.read().astype(int).sum(axis=0)
+    assert np.abs(total - 254).max() <= 2
+    with pytest.raises(ConfigError, match=r"layer 'confidance': no such map.*nearest: confidence"):
+        predict(run, image, scenes / "out", layers=("confidance",))  # type: ignore[arg-type]
+
+
+def test_own_names_in_another_order_win_over_the_configurations(
+    make_run: Callable[..., Run], scenes: Path
+) -> None:
+    classes = draw(40, 40, seed=2)
+    image = write_scene(scenes / "in" / "chip.tif", classes, bands=("nir", "red", "green"))
+    run = scene_run(make_run, scenes)
+    data = sys.modules["visionsft.training.loading"].load_run(run, "best").data
+    data.band_names = BANDS  # named by position in the configuration
+    (written,) = predict(run, image, scenes / "out")
+    with rasterio.open(written) as file:
+        assert np.array_equal(file.read(1), classes)
+
+
+class KillError(Exception):
+    """Stands for a kill: nothing tidies up after it."""
+
+
+def test_a_killed_scene_goes_on_inside_the_scene(
     make_run: Callable[..., Run], scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("visionsft.prediction.predicting.LARGEST", 1000)
-    image = write_scene(scenes / "in" / "chip.tif", draw(32, 32))
-    with pytest.raises(
-        DataError, match=r"chip\.tif: 32 x 32 pixels; at most .* whole scenes are not supported yet"
-    ):
-        predict(scene_run(make_run, scenes), image, scenes / "out")
+    classes = draw(200, 40, seed=5)
+    image = write_scene(scenes / "in" / "scene.tif", classes)
+    run = scene_run(make_run, scenes)
+    real, rows = SceneSource.read, []
+
+    def read(self: SceneSource, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        rows.append(window.row)
+        if window.row > 100 and killing:
+            raise KillError
+        return real(self, window)
+
+    killing = True
+    monkeypatch.setattr(SceneSource, "read", read)
+    monkeypatch.setattr("visionsft.prediction.tiling.BATCH_PIXELS", 32 * 32)
+    with pytest.raises(KillError):
+        predict(run, image, scenes / "out", tile=32, overlap=8)
+    assert not list((scenes / "out").glob("*.tif"))
+    killing = False
+    rows.clear()
+    (written,) = predict(run, image, scenes / "out", tile=32, overlap=8)
+    assert min(rows) >= 48  # the rows of tiles that were finished were not computed again
+    with rasterio.open(written) as file:
+        assert np.array_equal(file.read(1), classes)
+    assert [path.name for path in (scenes / "out").iterdir()] == ["scene.tif"]
+
+
+def test_an_interrupted_folder_is_finished_by_resume(make_run: Callable[..., Run], scenes: Path) -> None:
+    for name in "abc":
+        write_scene(scenes / "in" / f"{name}.tif", draw(32, 32))
+    run = scene_run(make_run, scenes)
+    (first,) = predict(run, scenes / "in" / "a.tif", scenes / "out")
+    before = first.stat().st_mtime_ns
+    with pytest.raises(WriteError, match="--resume keeps them"):
+        predict(run, scenes / "in", scenes / "out")
+    written = predict(run, scenes / "in", scenes / "out", resume=True)
+    assert [path.name for path in written] == ["a.tif", "b.tif", "c.tif"]
+    assert first.stat().st_mtime_ns == before
+
+
+def test_lists_of_inputs(make_run: Callable[..., Run], scenes: Path) -> None:
+    for name in "ab":
+        write_scene(scenes / "in" / f"{name}.tif", draw(32, 32))
+    scenes.joinpath("in", "list.txt").write_text("# two scenes\nb.tif\n\na.tif\n")
+    run = scene_run(make_run, scenes)
+    assert [p.name for p in predict(run, scenes / "in" / "list.txt", scenes / "out")] == ["b.tif", "a.tif"]
+    scenes.joinpath("in", "list.txt").write_text("b.tif\nc.tif\n")
+    with pytest.raises(DataError, match=r"list\.txt, line 2: .*c\.tif: no such file"):
+        predict(run, scenes / "in" / "list.txt", scenes / "out")
 
 
 # ------------------------------------------------------------------------------------------------ frames

@@ -1,0 +1,169 @@
+"""Mapping: one scene from its file to finished maps, by a trained run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from datamodules import DataError, GeoTiffDataModule
+from datamodules.raster import Pool, read_thumbnail
+from visionsft.errors import ConfigError, nearest
+from visionsft.evaluation.evaluating import infer
+from visionsft.evaluation.pictures import display
+from visionsft.evaluation.pictures import overlay as draw_overlay
+from visionsft.files import atomic_path
+from visionsft.prediction.blending import Grid
+from visionsft.prediction.inputs import is_remote
+from visionsft.prediction.maps import MapWriter, legends
+from visionsft.prediction.scenes import LAYERS, Band, SceneSource, blend_tiles, make_layers, row_bands
+from visionsft.prediction.tiling import batch_size, plan_tiles
+
+if TYPE_CHECKING:
+    from visionsft.training.loading import LoadedRun
+
+LayerName = Literal["classes", "probability", "confidence", "entropy"]
+SHOWN = 2048
+"""Longer side of an overlay, in pixels, at most."""
+CACHE_MB = 160
+"""GDAL's, for the blocks that tiles of one row share with the next."""
+
+
+@dataclass(frozen=True)
+class SceneOptions:
+    """What is made of a scene, and how."""
+
+    layers: tuple[LayerName, ...] = ("classes",)
+    """Kinds of maps; the class map is always made."""
+    overlay: bool = False
+    """Also draw the classes over the picture, as a JPEG of at most 2048 pixels a side."""
+    tile: int | None = None
+    overlap: int | None = None
+    """Of the tiles, in the model's pixels; None: what the run's configuration says, else chosen."""
+
+    def __post_init__(self) -> None:
+        for name in self.layers:
+            if name not in LAYERS:
+                hint = nearest(name, LAYERS)
+                nearby = f" (nearest: {hint})" if hint else ""
+                raise ConfigError(f"layer '{name}': no such map; there are {', '.join(LAYERS)}{nearby}")
+        if "classes" not in self.layers:
+            object.__setattr__(self, "layers", ("classes", *self.layers))
+
+
+class ScenePredictor:
+    """A trained GeoTIFF run, ready for scenes of any size."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".tif", ".tiff", ".vrt", ".jp2")
+    """Of scenes in a folder."""
+
+    def __init__(self, loaded: LoadedRun, options: SceneOptions = SceneOptions()) -> None:
+        if not isinstance(loaded.data, GeoTiffDataModule):
+            raise DataError(f"{loaded.run.path}: was trained on camera frames; scenes need a run of GeoTIFFs")
+        self.loaded = loaded
+        self.data = loaded.data
+        self.options = options
+        self.num_classes = len(self.data.classes)
+
+    def targets(self, stem: str, out: Path) -> dict[str, Path]:
+        """The files that a scene of this name becomes, by kind of result."""
+        files = {
+            name: out / (f"{stem}.tif" if name == "classes" else f"{stem}_{name}.tif")
+            for name in self.options.layers
+        }
+        return files | ({"overlay": out / f"{stem}_overlay.jpg"} if self.options.overlay else {})
+
+    def open(self, path: str) -> SceneSource:
+        """Reads the header and looks at some values; refuses what doesn't fit the run."""
+        return SceneSource(self.data.prediction_scene(path), self.data.normalisation)
+
+    def plan(self, source: SceneSource) -> Grid:
+        """The tiles over a scene."""
+        own = {"tile": self.options.tile, "overlap": self.options.overlap}
+        tiles = {**self.loaded.tiles, **{name: value for name, value in own.items() if value is not None}}
+        return plan_tiles(self.loaded.model, self.data, source.shape, step=source.step, **tiles)
+
+    def bands(
+        self, source: SceneSource, grid: Grid, *, first: int = 0, last: int | None = None
+    ) -> Iterator[Band]:
+        """Finished rows of the maps, from row `first` of the grid to before row `last`."""
+        layers = make_layers(self.options.layers, num_classes=self.num_classes)
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
+            pieces = blend_tiles(
+                source,
+                self.run,
+                grid,
+                num_classes=self.num_classes,
+                batch=batch_size(grid),
+                first=first,
+                last=last,
+            )
+            yield from row_bands(pieces, layers, width=grid.cols.length)
+
+    def run(self, image: Tensor) -> Tensor:
+        """image (B, C, H, W) float32, normalised -> logits (B, K, H, W)."""
+        return infer(self.loaded, image)
+
+    def predict(self, path: str, targets: dict[str, Path]) -> None:
+        """Make a scene's files; an interrupted attempt with the same settings is continued."""
+        source = self.open(path)
+        grid = self.plan(source)
+        with self.writer(path, source, grid, targets) as writer:
+            for band in self.bands(source, grid, first=grid.rows.index(writer.rows)):
+                writer.add(band)
+            self.finish(source, writer, targets)
+
+    def writer(self, path: str, source: SceneSource, grid: Grid, targets: dict[str, Path]) -> MapWriter:
+        """Where the bands of a scene go until it is finished."""
+        folder = targets["classes"].with_name(f".{targets['classes'].stem}.partial")
+        return MapWriter(
+            folder,
+            grid=source.scene.header.grid,
+            legends=legends(self.options.layers, self.data.classes),
+            key=self._key(path, grid),
+        )
+
+    def finish(self, source: SceneSource, writer: MapWriter, targets: dict[str, Path]) -> None:
+        """The files under their final names, the class map last: it stands for a complete set."""
+        if "overlay" in targets:
+            self._draw(source, writer.thumbnail("classes", SHOWN), targets["overlay"])
+        names = sorted(self.options.layers, key=lambda name: name == "classes")
+        writer.finish({name: targets[name] for name in names})
+
+    def _key(self, path: str, grid: Grid) -> dict[str, object]:
+        """What the maps depend on."""
+        checkpoint = self.loaded.run.checkpoint("best").stat()
+        scene = None if is_remote(path) else Path(path).stat()
+        return {
+            "checkpoint": [checkpoint.st_size, checkpoint.st_mtime_ns],
+            "scene": path,
+            "state": None if scene is None else [scene.st_size, scene.st_mtime_ns],
+            "grid": asdict(grid),
+            "layers": self.options.layers,
+            "views": self.loaded.views,
+        }
+
+    def _draw(self, source: SceneSource, classes: NDArray[np.uint8], target: Path) -> None:
+        scene = source.scene
+        file = Pool().file(scene.header.path)
+        raster = read_thumbnail(
+            file, bands=scene.bands, nodata=scene.nodata, masked=scene.header.masked, side=SHOWN
+        )
+        data = self.data
+        picture = display(
+            data.normalisation(raster.values, raster.valid),
+            mean=data.normalisation.mean,
+            std=data.normalisation.std,
+            bands=data.bands,
+            eight_bit=scene.header.dtype == np.uint8,
+            valid=raster.valid,
+        )
+        with atomic_path(target) as temporary:
+            Image.fromarray(draw_overlay(picture, classes, data.classes.colours)).save(temporary, quality=92)

@@ -1,0 +1,291 @@
+"""Scenes: a map of any size from windows, in memory that doesn't grow with the scene.
+
+One thread reads tiles, one runs the model on them and one makes row bands of what is complete; each is a step ahead
+of the next. Held at any time are a few tiles, the strips in which tiles overlap, and one band of the finished maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from datamodules import Normalisation
+from datamodules.batch import IGNORE, Window
+from datamodules.geotiff import Scene
+from datamodules.raster import Grid as Ground
+from datamodules.raster import Pool, read_resampled, read_window
+from visionsft.evaluation.metrics import predict_classes
+from visionsft.prediction.blending import Blender, Grid
+
+CHUNK = 128
+"""Rows of a piece whose probabilities are computed at a time."""
+FULL = 254
+"""Stands for 1.0 in maps of probabilities, confidence and entropy; 255 is nodata."""
+
+Item = TypeVar("Item")
+Run = Callable[[Tensor], Tensor]
+"""image (B, C, H, W) float32, normalised -> logits (B, K, H, W)."""
+
+
+class Source(Protocol):
+    """Where tiles come from; read by one thread."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the map."""
+
+    def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """image (C, h', w') float32, normalised, at the model's resolution; valid (h, w) bool, of the window."""
+
+
+class SceneSource:
+    """Tiles of a GeoTIFF, on its own pixels whatever the model's resolution."""
+
+    def __init__(self, scene: Scene, normalisation: Normalisation) -> None:
+        self.scene = scene
+        self.normalisation = normalisation
+        self._pool = Pool()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        ground = self.scene.header.grid
+        return ground.height, ground.width
+
+    @property
+    def step(self) -> float:
+        """Side of the model's pixels in the scene's."""
+        return _pixel(self.scene.grid) / _pixel(self.scene.header.grid)
+
+    def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        scene, file = self.scene, self._pool.file(self.scene.header.path)
+        options = {"bands": scene.bands, "nodata": scene.nodata, "masked": scene.header.masked}
+        own = read_window(file, window, **options)  # type: ignore[arg-type]
+        if scene.grid is scene.header.grid or not own.valid.any():
+            return self.normalisation(own.values, own.valid), own.valid
+        # a grid of its own for each tile, so that tile and window share their upper left corner
+        shape = (window.height, window.width)
+        ground = Ground(*shape, own.transform, own.crs).at_resolution(_pixel(scene.grid))
+        seen = read_resampled(file, ground, ground.window, **options)  # type: ignore[arg-type]
+        return self.normalisation(seen.values, seen.valid), own.valid
+
+
+class ArraySource:
+    """Tiles of an image in memory."""
+
+    def __init__(self, image: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+        """image: (C, H, W) normalised; valid: (H, W)."""
+        self.image = image
+        self.valid = valid
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.valid.shape[0], self.valid.shape[1]
+
+    def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        inside = np.s_[window.row : window.row + window.height, window.col : window.col + window.width]
+        return self.image[:, *inside], self.valid[inside]
+
+
+def _pixel(grid: Ground) -> float:
+    """Side of a pixel in units of the CRS."""
+    return float(np.hypot(grid.transform.a, grid.transform.d))
+
+
+# --------------------------------------------------------------------------------------------------- pieces
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A finished rectangle of the scene."""
+
+    window: Window
+    logits: Tensor
+    """(K, h, w) float32; arbitrary where not valid."""
+    valid: NDArray[np.bool_]
+    """(h, w)."""
+
+
+@dataclass(frozen=True)
+class _Tile:
+    place: tuple[int, int]
+    image: Tensor | None
+    """(C, h', w') float32; None where no pixel is valid."""
+    valid: NDArray[np.bool_]
+    """(h, w)."""
+    scale: float
+    """Pixels of the image for one of the window."""
+
+
+def blend_tiles(
+    source: Source,
+    run: Run,
+    grid: Grid,
+    *,
+    num_classes: int,
+    batch: int = 1,
+    first: int = 0,
+    last: int | None = None,
+) -> Iterator[Piece]:
+    """The scene in finished pieces, row by row of the grid, from row `first` to before row `last`.
+
+    Tiles without a valid pixel aren't computed. Any range of rows gives the very values that they have in the
+    whole: the row of tiles above the first is computed too, for what it shares with it.
+    """
+    last = grid.rows.count if last is None else last
+    places = [(row, col) for row, col in grid if max(first - 1, 0) <= row < last]
+    groups = (places[start : start + batch] for start in range(0, len(places), batch))
+    blender = Blender(grid)
+    for tiles in ahead(_read(source, grid, group) for group in groups):
+        for tile, logits in zip(tiles, _infer(tiles, run, grid, num_classes), strict=True):
+            own, seen = grid.own(*tile.place), grid.window(*tile.place)
+            complete = blender.add(*tile.place, logits[:, : seen.height, : seen.width])
+            if tile.place[0] >= first:
+                yield Piece(own, complete, tile.valid[: own.height, : own.width])
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, each made by another thread while the one before it is used."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as worker:
+        coming = worker.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = worker.submit(next, iterator, end)
+            yield cast(Item, item)
+
+
+def _read(source: Source, grid: Grid, places: Iterable[tuple[int, int]]) -> list[_Tile]:
+    """Tiles, all padded with zeros to one size, so that a compiled model sees one shape only."""
+    tiles = []
+    for place in places:
+        window = grid.window(*place)
+        image, valid = source.read(window)
+        scale = image.shape[1] / window.height
+        tensor = None
+        if valid.any():
+            tall, wide = (
+                max(own, round(side * scale)) for own, side in zip(image.shape[1:], grid.tile, strict=True)
+            )
+            tensor = F.pad(torch.from_numpy(image), (0, wide - image.shape[2], 0, tall - image.shape[1]))
+        tiles.append(_Tile(place, tensor, valid, scale))
+    return tiles
+
+
+def _infer(tiles: Sequence[_Tile], run: Run, grid: Grid, num_classes: int) -> Iterator[Tensor]:
+    """(K, *grid.tile) float32 of each tile; zeros where none of it is valid."""
+    images = [tile.image for tile in tiles if tile.image is not None]
+    found = iter(run(torch.stack(images)) if images else ())
+    for tile in tiles:
+        if tile.image is None:
+            yield torch.zeros(num_classes, *grid.tile)
+            continue
+        logits = next(found).float()
+        yield logits if logits.shape[1:] == grid.tile else _to_window(logits, grid.tile, tile.scale)
+
+
+def _to_window(logits: Tensor, size: tuple[int, int], scale: float) -> Tensor:
+    """logits (K, h', w') at the model's resolution -> (K, *size) on the window's pixels; same upper left corner."""
+    covered = (logits.shape[1] / scale, logits.shape[2] / scale)
+    return resample(logits[None], size, covered=covered, mode="bilinear")[0]
+
+
+def resample(maps: Tensor, size: tuple[int, int], *, covered: tuple[float, float], mode: str) -> Tensor:
+    """maps: (1, K, h, w) float, of which `covered` (height, width) is the extent in pixels of the result
+    -> (1, K, *size). Both start at the same upper left corner; beyond the maps their edge is repeated."""
+    rows, cols = (2 * own / extent for own, extent in zip(size, covered, strict=True))  # grid_sample's -1..1
+    theta = torch.tensor([[[cols / 2, 0, cols / 2 - 1], [0, rows / 2, rows / 2 - 1]]], device=maps.device)
+    grid = F.affine_grid(theta, [1, 1, *size], align_corners=False)
+    return F.grid_sample(maps, grid, mode=mode, padding_mode="border", align_corners=False)
+
+
+# ---------------------------------------------------------------------------------------------------- bands
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A kind of map: what it says of each pixel, as uint8 with 255 for nodata."""
+
+    name: str
+    count: int
+    """Bands."""
+    reduce: Callable[[Tensor], Tensor]
+    """logits (K, h, w) float32 -> (count, h, w) uint8."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """Finished rows of the scene, from edge to edge."""
+
+    row: int
+    """First of the rows in the scene."""
+    maps: dict[str, NDArray[np.uint8]]
+    """(count, h, W) of each layer by its name; 255 where nothing was measured."""
+
+    @property
+    def classes(self) -> NDArray[np.uint8]:
+        """(h, W) class indices."""
+        return self.maps["classes"][0]
+
+
+LAYERS = ("classes", "probability", "confidence", "entropy")
+
+
+def make_layers(names: Sequence[str], *, num_classes: int, temperature: float = 1.0) -> tuple[Layer, ...]:
+    """Layers by name, each 0..254 for 0..1 where it isn't a class index.
+
+    probability: of every class, the softmax of the logits divided by `temperature`. confidence: the highest of
+    them. entropy: of all of them, divided by the logarithm of their number.
+    """
+
+    def softmax(logits: Tensor) -> Tensor:
+        return (logits / temperature).softmax(0)
+
+    def entropy(logits: Tensor) -> Tensor:
+        p = softmax(logits)
+        return torch.special.entr(p).sum(0, keepdim=True) / np.log(max(num_classes, 2))
+
+    known = {
+        "classes": Layer("classes", 1, lambda logits: predict_classes(logits[None])),
+        "probability": Layer("probability", num_classes, lambda logits: _scaled(softmax(logits))),
+        "confidence": Layer("confidence", 1, lambda logits: _scaled(softmax(logits).amax(0, keepdim=True))),
+        "entropy": Layer("entropy", 1, lambda logits: _scaled(entropy(logits))),
+    }
+    return tuple(known[name] for name in names)
+
+
+def _scaled(share: Tensor) -> Tensor:
+    return (share * FULL).round_().clamp_(0, FULL).to(torch.uint8)
+
+
+def row_bands(pieces: Iterable[Piece], layers: Sequence[Layer], *, width: int) -> Iterator[Band]:
+    """Pieces, as `blend_tiles` gives them, as rows of finished maps."""
+    band: Band | None = None
+    for piece in ahead(pieces):
+        window = piece.window
+        if band is None:
+            shape = (window.height, width)
+            band = Band(
+                window.row, {layer.name: np.empty((layer.count, *shape), np.uint8) for layer in layers}
+            )
+        for layer in layers:
+            part = band.maps[layer.name][:, :, window.col : window.col + window.width]
+            _fill(part, piece, layer)
+        if window.col + window.width == width:
+            yield band
+            band = None
+
+
+def _fill(part: NDArray[np.uint8], piece: Piece, layer: Layer) -> None:
+    """part: (count, h, w), written."""
+    for top in range(0, piece.window.height, CHUNK):
+        rows = slice(top, top + CHUNK)
+        part[:, rows] = layer.reduce(piece.logits[:, rows]).cpu().numpy()
+    if not piece.valid.all():
+        part[:, ~piece.valid] = IGNORE

@@ -1,0 +1,83 @@
+"""Tiling: how large a model's tiles are over a scene, and how much they overlap.
+
+The larger the tiles, the smaller the share that is computed twice. A model that looks at its neighbourhood only is
+given the largest that suit the machine. One that looks at its whole input (attention, pooling over the whole map,
+as in UPerNet's head) answers differently to another size of input: it gets the size that it was trained on.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import cast
+
+from torch import nn
+
+from datamodules.datamodule import SegmentationDataModule
+from visionsft.errors import ConfigError
+from visionsft.models import SegmentationModel
+from visionsft.models.model import FeatureExtractor
+from visionsft.prediction.blending import Grid, plan_grid
+
+LARGEST = 2048
+"""Side of a tile at most."""
+LOGITS_MB = 256
+"""Of a tile at most: with many classes tiles are smaller."""
+BATCH_PIXELS = 512 * 512
+"""Of small tiles that the model sees at once."""
+_GLOBAL = re.compile(
+    r"Attention|Attn|Squeeze|^SE|EffectiveSE|Global(Context|Response)|AdaptiveAvg|PyramidPooling|Mixer"
+)
+"""In the class names of modules that look at their whole input."""
+
+
+def plan_tiles(
+    model: SegmentationModel,
+    data: SegmentationDataModule,
+    shape: tuple[int, int],
+    *,
+    tile: int | None = None,
+    overlap: int | None = None,
+    step: float = 1.0,
+) -> Grid:
+    """Tiles over a map of shape (H, W).
+
+    tile, overlap: in the model's pixels; None: chosen. The overlap chosen is 64 pixels for large tiles, an eighth of
+    small ones. step: side of the model's pixels in the map's.
+    """
+    limit = _size_limit(model)
+    side = tile or limit or _choose(model, min(data.chip), longest=round(max(shape) / step))
+    if limit is not None and side > limit:
+        raise ConfigError(f"inference.tile is {side}; this model takes inputs up to {limit} x {limit}")
+    margin = min(64, side // 8) if overlap is None else overlap
+    if margin > side // 2:
+        raise ConfigError(f"inference.overlap is {margin}; at most half of a tile ({side // 2}) is allowed")
+    multiple = math.lcm(*cast(FeatureExtractor, model.backbone).strides)
+    side, margin, multiple = (
+        max(least, round(pixels * step)) for pixels, least in ((side, 1), (margin, 0), (multiple, 1))
+    )
+    return plan_grid(shape, size=side, overlap=min(margin, side // 2), multiple=multiple)
+
+
+def batch_size(grid: Grid) -> int:
+    """Tiles that the model sees at once."""
+    return max(1, BATCH_PIXELS // (grid.tile[0] * grid.tile[1]))
+
+
+def _choose(model: SegmentationModel, trained: int, *, longest: int) -> int:
+    """trained: side of the chips of training. longest: side of the map."""
+    if longest <= trained or not is_local(model):
+        return trained
+    affordable = int((LOGITS_MB * 2**20 / 4 / model.num_classes) ** 0.5)
+    return max(trained, min(LARGEST, affordable))
+
+
+def _size_limit(model: SegmentationModel) -> int | None:
+    """Side of the only input that the backbone takes, where it is built for one."""
+    size = model.backbone.geometry.size  # type: ignore[union-attr]
+    return None if size is None else min(size)  # type: ignore[arg-type]
+
+
+def is_local(model: nn.Module) -> bool:
+    """Whether a pixel's answer depends on its neighbourhood only, by the kinds of the model's modules."""
+    return not any(_GLOBAL.search(type(module).__name__) for module in model.modules())
