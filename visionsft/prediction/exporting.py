@@ -13,7 +13,7 @@ from torch import Tensor
 from visionsft.errors import ConfigError, ConversionError, WriteError
 from visionsft.files import atomic_path
 from visionsft.models.inference import compute_logits
-from visionsft.prediction.conversion import OPSET, open_session, to_onnx
+from visionsft.prediction.conversion import OPSET, open_session, require, to_onnx
 from visionsft.prediction.parity import EXACT, Parity, compare
 from visionsft.runs import Checkpoint, Run
 
@@ -58,8 +58,11 @@ def export_onnx(
     out = Path(out)
     if out.exists() and not overwrite:
         raise WriteError(f"{out}: exists; --overwrite replaces it")
+    require("onnxruntime", extra="onnx")  # now, and not after the slow steps
     loaded = load_run(run if isinstance(run, Run) else Run.open(run), checkpoint)
     height, width = size or _training_size(loaded)
+    if min(height, width) < 1:
+        raise ConfigError(f"size {height} x {width}: the height and width of an image, in pixels, are above 0")
     images = torch.randn(2, len(loaded.data.bands), height, width, generator=torch.Generator().manual_seed(0))
     proto = to_onnx(loaded.model, images)
     for key, value in _metadata(loaded, (height, width), checkpoint).items():
