@@ -49,8 +49,9 @@ class Tolerance:
         return f"at least {self.agreement:.2%}, at most {self.probability:g} and {self.logits:.2%} are allowed"
 
 
-REDUCED = Tolerance(agreement=0.99, probability=0.02, logits=0.1)
-"""For bfloat16."""
+REDUCED = Tolerance(agreement=0.99, probability=0.02, logits=0.05)
+"""For bfloat16: on six backbones with heads, trained or not, it gave 0.4 to 1.4 % in logits, and float32 on the image
+moved by a single pixel 18 to 67 %."""
 EXACT = Tolerance(agreement=0.9999, probability=1e-3, logits=1e-3)
 """For float32 computed in another order."""
 

@@ -96,7 +96,7 @@ def test_a_file_that_is_not_the_model_is_not_kept(
     other = create_model(create_backbone("test_resnet", weights="none", in_chans=4), 3, head="linear").eval()
     convert = exporting.to_onnx
     monkeypatch.setattr(exporting, "to_onnx", lambda model, image: convert(other, image))
-    with pytest.raises(ConversionError, match="gives other results than PyTorch: .*logits by"):
+    with pytest.raises(ConversionError, match=r"gives other results than PyTorch: .*logits by"):
         export_onnx(run, tmp_path / "new" / "model.onnx", size=(32, 32))
     assert list((tmp_path / "new").iterdir()) == []
 
