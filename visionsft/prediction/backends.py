@@ -39,8 +39,10 @@ class Backend(Protocol):
     name: str
 
     def __call__(self, image: Tensor) -> Tensor:
-        """image: (B, C, H, W) float32, normalised -> logits (B, K, H, W) float32, on the CPU or the model's
-        device."""
+        """image: (B, C, H, W) float32, normalised -> logits (B, K, H, W) float32; RunError if one is nan.
+
+        They are on the CPU or the model's device.
+        """
 
 
 class TorchBackend:
@@ -79,9 +81,8 @@ class OnnxRuntimeBackend:
 class OpenVinoBackend:
     """OpenVINO on the CPU, in bfloat16 if the run was trained in reduced precision and the CPU computes in it.
 
-    A batch is computed image by image, several at once: images that don't wait for each other use the cores
-    better than all cores on one (measured: tf_efficientnet_lite0 with fpn, eight 256x256 images, 1.3 times as
-    fast).
+    A batch is computed image by image, several at once, which uses the cores better than all of them on one
+    (measured: tf_efficientnet_lite0 with fpn, eight 256x256 images on two cores, 1.3 times as fast).
     """
 
     name = "openvino"
@@ -164,8 +165,8 @@ class Trial:
 def choose_backend(loaded: LoadedRun, name: Choice, probe: Tensor) -> tuple[Backend, str]:
     """The backend of that name; for 'auto' the fastest that is installed and agrees with float32 PyTorch.
 
-    probe: (B, C, H, W) float32, normalised: real images, in the shape that will be computed. Also returns what was
-    chosen and why, to be printed. On a GPU 'auto' is PyTorch.
+    probe: (B, C, H, W) float32, normalised: real images, in the shape that will be computed. Also returns what
+    was chosen and why, to be printed. On a GPU 'auto' is PyTorch.
     """
     if name != "auto":
         return create_backend(loaded, name), f"backend: {name}, as asked for"
@@ -182,13 +183,13 @@ def choose_backend(loaded: LoadedRun, name: Choice, probe: Tensor) -> tuple[Back
 
 
 def _try(loaded: LoadedRun, name: str, probe: Tensor, reference: Tensor) -> Trial:
-    """reference: the logits of the first images of the probe. PyTorch computes as in training: never refused."""
+    """reference: logits of the first images of the probe. PyTorch is never refused: it computes as in training."""
     try:
         backend = create_backend(loaded, name)
         parity = compare(backend(probe)[: len(reference)], reference)
     except ConfigError as error:
         return Trial(name, str(error))
-    except (ConversionError, RunError, RuntimeError) as error:  # the last for what a runtime meets on its way
+    except (ConversionError, RunError, RuntimeError) as error:  # the last: what a runtime itself raises
         return Trial(name, f"fails: {error}", failed=True)
     if name != "torch" and not REDUCED.admits(parity):
         return Trial(name, f"gives other results than PyTorch: {parity}; {REDUCED}", failed=True)

@@ -27,8 +27,8 @@ OPSET = 18
 def to_onnx(model: nn.Module, image: Tensor) -> onnx.ModelProto:
     """`model` for images (N, C, H, W) float32 of the size of `image`: any N, and just this H and W.
 
-    By torch.export and its translation to ONNX: the older exporter, by TorchScript, is faster, but can't translate
-    the resampled position embeddings of ViTs and the pooling of UPerNet.
+    By torch.export and its translation to ONNX: the older exporter, by TorchScript, is faster, but can't
+    translate the resampled position embeddings of ViTs and the pooling of UPerNet.
     """
     require("onnxscript", extra="onnx")
     try:
@@ -51,7 +51,8 @@ def to_onnx(model: nn.Module, image: Tensor) -> onnx.ModelProto:
 def to_openvino(model: nn.Module, image: Tensor) -> openvino.Model:
     """`model` for images of the shape of `image`, (1, C, H, W) float32.
 
-    By TorchScript: through ONNX it takes several times as long and gives a slower model.
+    By TorchScript: through ONNX it takes several times as long and gives a slower model. Where a ViT's position
+    embedding is resampled for the size, OpenVINO's bicubic kernel differs a little from PyTorch's.
     """
     import openvino
     from openvino import frontend

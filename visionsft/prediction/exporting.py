@@ -20,6 +20,7 @@ from visionsft.runs import Checkpoint, Run
 if TYPE_CHECKING:
     from visionsft.training.loading import LoadedRun
 
+
 @dataclass(frozen=True)
 class Export:
     """A file that `export_onnx` has written."""
@@ -62,7 +63,7 @@ def export_onnx(
     loaded = load_run(run if isinstance(run, Run) else Run.open(run), checkpoint)
     height, width = size or _training_size(loaded)
     if min(height, width) < 1:
-        raise ConfigError(f"size {height} x {width}: the height and width of an image, in pixels, are above 0")
+        raise ConfigError(f"size {height} x {width}: height and width, in pixels, are above 0")
     images = torch.randn(2, len(loaded.data.bands), height, width, generator=torch.Generator().manual_seed(0))
     proto = to_onnx(loaded.model, images)
     for key, value in _metadata(loaded, (height, width), checkpoint).items():

@@ -29,10 +29,18 @@ def needs(name: str) -> None:
         pytest.skip(f"not installed: {', '.join(missing)}")
 
 
-def load(backbone: str, head: str = "fpn", *, bands: int = 3, precision: torch.dtype | None = None) -> Any:
+def load(
+    backbone: str,
+    head: str = "fpn",
+    *,
+    bands: int = 3,
+    img_size: tuple[int, int] | None = None,
+    precision: torch.dtype | None = None,
+) -> Any:
     """A model as `load_run` would give it, with weights under which all layers matter."""
     torch.manual_seed(0)
-    model = create_model(create_backbone(backbone, weights="none", in_chans=bands), 5, head=head)
+    made = create_backbone(backbone, weights="none", in_chans=bands, img_size=img_size)
+    model = create_model(made, 5, head=head)
     accelerate_depthwise(model)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -46,21 +54,23 @@ def images(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize(("backbone", "head"), [("test_efficientnet", "unet"), ("test_vit", "upernet")])
-def test_a_backend_gives_the_logits_of_pytorch(name: str, backbone: str, head: str) -> None:
+def test_odd_sizes_batches_and_sizes_in_turn(name: str) -> None:
     needs(name)
-    loaded, image = load(backbone, head), images(2, 3, 64, 64)
-    torch.testing.assert_close(create_backend(loaded, name)(image), loaded.model(image), rtol=0, atol=2e-3)
-
-
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_sizes_off_the_grid_batches_and_sizes_in_turn(name: str) -> None:
-    needs(name)
-    loaded = load("test_resnet", bands=4)
+    loaded = load("test_efficientnet", "unet", bands=4)
     backend = create_backend(loaded, name)
     for shape in ((1, 4, 37, 50), (3, 4, 37, 50), (1, 4, 64, 32), (2, 4, 37, 50)):
         image = images(*shape)
         torch.testing.assert_close(backend(image), loaded.model(image), rtol=0, atol=1e-4)
+    with pytest.raises(RunError, match="not a number"):
+        backend(images(1, 4, 37, 50) * torch.nan)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_vit(name: str) -> None:
+    """At the size of its position embedding: OpenVINO resamples one with a slightly different kernel."""
+    needs(name)
+    loaded, image = load("test_vit", "upernet", img_size=(64, 64)), images(2, 3, 64, 64)
+    torch.testing.assert_close(create_backend(loaded, name)(image), loaded.model(image), rtol=0, atol=1e-4)
 
 
 def test_openvino_computes_in_bfloat16_what_was_trained_in_it() -> None:
@@ -150,8 +160,11 @@ def test_a_model_that_cant_be_converted_falls_back_and_says_why(monkeypatch: pyt
     assert backend.name == "torch"
     assert text.startswith("!! backend: torch, the fastest of 1 ")
     assert "NOT openvino and onnxruntime" in text
-    assert "  openvino: fails: the model can't be converted to OpenVINO: no such operation: 'aten::conjure'\n" in text
-    assert "  onnxruntime: fails: the model can't be converted to ONNX: of that\n" in text
+    reason = "can't be converted to OpenVINO: no such operation: 'aten::conjure'"
+    assert text.splitlines()[1:3] == [
+        f"  openvino: fails: the model {reason}",
+        "  onnxruntime: fails: the model can't be converted to ONNX: of that",
+    ]
 
 
 def raise_from(error: Exception) -> None:
@@ -165,7 +178,8 @@ def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.name == "torch"
     assert text.startswith("backend: torch, the fastest of 1 ")  # nothing has failed
     assert "  openvino: openvino is not installed: pip install 'visionsft[openvino]'\n" in text
-    with pytest.raises(ConfigError, match=r"^onnxruntime is not installed: pip install 'visionsft\[onnxruntime\]'$"):
+    answer = r"^onnxruntime is not installed: pip install 'visionsft\[onnxruntime\]'$"
+    with pytest.raises(ConfigError, match=answer):
         choose_backend(loaded, "onnxruntime", images(1, 3, 64, 64))
 
 
@@ -180,11 +194,6 @@ def test_a_model_off_the_cpu_is_left_to_pytorch() -> None:
     assert (backend.name, text) == ("torch", "backend: torch, as the model is on meta")
 
 
-@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
-def test_output_that_is_not_a_number(name: str) -> None:
-    if name in PACKAGES:
-        needs(name)
-    loaded = load("test_resnet")
-    loaded.model.head.classifier[1].bias.fill_(torch.nan)
+def test_output_that_is_not_a_number() -> None:
     with pytest.raises(RunError, match="not a number"):
-        create_backend(loaded, name)(images(1, 3, 32, 32))
+        create_backend(load("test_resnet"), "torch")(images(1, 3, 32, 32) * torch.nan)
