@@ -79,7 +79,7 @@ class OnnxRuntimeBackend:
 
 
 class OpenVinoBackend:
-    """OpenVINO on the CPU, in bfloat16 if the run was trained in reduced precision and the CPU computes in it.
+    """OpenVINO on the CPU, in bfloat16 where training was in reduced precision and the CPU computes in it.
 
     A batch is computed image by image, several at once, which uses the cores better than all of them on one
     (measured: tf_efficientnet_lite0 with fpn, eight 256x256 images on two cores, 1.3 times as fast).
@@ -165,7 +165,7 @@ class Trial:
 def choose_backend(loaded: LoadedRun, name: Choice, probe: Tensor) -> tuple[Backend, str]:
     """The backend of that name; for 'auto' the fastest that is installed and agrees with float32 PyTorch.
 
-    probe: (B, C, H, W) float32, normalised: real images, in the shape that will be computed. Also returns what
+    probe: (B, C, H, W) float32, normalised: real images, in the shape that will be computed. Returns also what
     was chosen and why, to be printed. On a GPU 'auto' is PyTorch.
     """
     if name != "auto":
@@ -183,7 +183,7 @@ def choose_backend(loaded: LoadedRun, name: Choice, probe: Tensor) -> tuple[Back
 
 
 def _try(loaded: LoadedRun, name: str, probe: Tensor, reference: Tensor) -> Trial:
-    """reference: logits of the first images of the probe. PyTorch is never refused: it computes as in training."""
+    """reference: logits of the probe's first images. PyTorch is never refused: it computes as in training."""
     try:
         backend = create_backend(loaded, name)
         parity = compare(backend(probe)[: len(reference)], reference)

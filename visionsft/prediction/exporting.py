@@ -1,4 +1,4 @@
-"""Export: a trained model as one ONNX file that says what it wants and gives, checked against the original."""
+"""Export: a trained model as one ONNX file that says what it takes and gives, checked against PyTorch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Export:
         return (
             f"{self.path}: ONNX opset {OPSET}, {self.path.stat().st_size / 1e6:.1f} MB\n"
             f"image (N, {bands}, {height}, {width}) float32, normalised as its metadata say -> "
-            f"logits (N, {self.num_classes}, {height}, {width}) float32; N is free, height and width are fixed\n"
+            f"logits (N, {self.num_classes}, {height}, {width}) float32; N is free, the size is fixed\n"
             f"against PyTorch, on random images: {self.parity}"
         )
 
@@ -52,7 +52,7 @@ def export_onnx(
 ) -> Export:
     """Write a run's model to the ONNX file `out`, if ONNX Runtime gives PyTorch's results with it.
 
-    size: (H, W) of its input; default: that of the training's crops. Test-time views are not part of the file.
+    size: (H, W) of its input; default: that of the training's crops. Test-time views aren't part of the file.
     """
     from visionsft.training.loading import load_run  # imported late, as in visionsft.evaluation
 
@@ -95,10 +95,10 @@ def _metadata(loaded: LoadedRun, size: tuple[int, int], checkpoint: str) -> dict
     }
     return {
         **{key: json.dumps(list(value), ensure_ascii=False) for key, value in facts.items()},
-        "input": "image (N, bands, height, width) float32: (raw - mean) / std, band by band, in the units of the "
-        f"training's files ({data.dtype}); 0 where a pixel is not valid",
-        "output": "logits (N, classes, height, width) float32 at the input's pixels; argmax over classes is the "
-        "class, softmax its probability",
+        "input": "image (N, bands, height, width) float32: (raw - mean) / std, band by band, in the units of "
+        f"the training's files ({data.dtype}); 0 where a pixel is not valid",
+        "output": "logits (N, classes, height, width) float32 at the input's pixels; argmax over the classes "
+        "is the class, softmax the probabilities",
         "run": loaded.run.name,
         "checkpoint": checkpoint,
     }

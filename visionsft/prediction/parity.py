@@ -52,8 +52,8 @@ class Tolerance:
 
 
 REDUCED = Tolerance(agreement=0.99, probability=0.02, logits=0.05)
-"""For bfloat16: it gave 0.4 to 1.4 % in logits with six backbones and three heads, and the image moved by a single
-pixel gave 18 to 67 %."""
+"""For bfloat16: it gave 0.4 to 1.4 % in logits with six backbones and four heads, and the image moved by a
+single pixel gave 18 to 67 %."""
 EXACT = Tolerance(agreement=0.9999, probability=1e-3, logits=1e-3)
 """For float32 computed in another order."""
 
