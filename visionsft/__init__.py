@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from visionsft.evaluation import evaluate
     from visionsft.loading import dump_config, load_config
     from visionsft.models import create_model
-    from visionsft.prediction import predict
+    from visionsft.prediction import export_onnx, predict
     from visionsft.runs import Run
     from visionsft.training.fitting import fit
     from visionsft.training.loading import load_model
@@ -32,6 +32,7 @@ _HOMES = {
     "create_model": "visionsft.models",
     "dump_config": "visionsft.loading",
     "evaluate": "visionsft.evaluation",
+    "export_onnx": "visionsft.prediction",
     "fit": "visionsft.training.fitting",
     "load_config": "visionsft.loading",
     "load_model": "visionsft.training.loading",
@@ -47,6 +48,7 @@ __all__ = [
     "create_model",
     "dump_config",
     "evaluate",
+    "export_onnx",
     "fit",
     "load_config",
     "load_model",

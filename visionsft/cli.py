@@ -186,6 +186,26 @@ def predict(
 
 
 @app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="ONNX file to write.")],
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="HEIGHT WIDTH", help="Of its input, in pixels; default: the training's."),
+    ] = None,
+    checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to export.")] = Checkpoint.best,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a run's model as an ONNX file, checked against the original."""
+    from visionsft.runs import Run
+
+    Run.open(run)
+    from visionsft.prediction import export_onnx
+
+    typer.echo(export_onnx(run, out, size=size, checkpoint=checkpoint.value, overwrite=overwrite))
+
+
+@app.command()
 def layers(
     name: Annotated[str, typer.Argument(help="timm model.")],
     weights: Annotated[

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["ConfigError", "RunError", "TrainingError", "WriteError", "nearest"]
+__all__ = ["ConfigError", "ConversionError", "RunError", "TrainingError", "WriteError", "nearest"]
 
 
 class ConfigError(ValueError):
@@ -19,6 +19,12 @@ class ConfigError(ValueError):
 
 class RunError(ValueError):
     """A run folder is missing, incomplete or in the way."""
+
+    exit_code = 2
+
+
+class ConversionError(ValueError):
+    """A model can't be turned into another format, or gives other results there."""
 
     exit_code = 2
 

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -27,7 +28,7 @@ from torch.utils.data import Dataset
 from datamodules import DataError, SegmentationDataModule
 from datamodules.batch import IGNORE, Batch, Item, Sample
 from datamodules.statistics import fingerprint
-from visionsft.errors import RunError, nearest
+from visionsft.errors import nearest
 from visionsft.evaluation.metrics import (
     DEFINITIONS,
     SegmentationScores,
@@ -38,6 +39,7 @@ from visionsft.evaluation.metrics import (
 )
 from visionsft.evaluation.pictures import Example, confusion_figure, contact_sheet, display
 from visionsft.files import atomic_path, write_text
+from visionsft.models.inference import compute_logits
 from visionsft.models.views import average_views
 from visionsft.runs import Checkpoint, Run, describe_environment
 
@@ -164,24 +166,15 @@ def count(loaded: LoadedRun, batches: Iterable[Batch], *, num_classes: int) -> C
     return Counts(tuple(items), torch.stack(confusions).numpy())
 
 
-@torch.inference_mode()
 def infer(loaded: LoadedRun, image: Tensor) -> Tensor:
     """image: (B, C, H, W) float32, normalised -> logits (B, K, H, W), in the precision of training.
 
     With the run's `inference` views, if it has any: a split is scored as new files are predicted.
     """
-    device = next(loaded.model.parameters()).device
-    layout = torch.channels_last if loaded.channels_last else torch.contiguous_format
-    enabled = loaded.precision is not None
-    with torch.autocast(device.type, dtype=loaded.precision, enabled=enabled):
-        logits = average_views(
-            lambda view: loaded.model(view.contiguous(memory_format=layout)), image.to(device), **loaded.views
-        )
-    if bool(logits.sum().isnan()):  # a nan anywhere makes the sum nan, in a fraction of isnan's time
-        raise RunError(
-            "the model's output is not a number: its training has diverged, or the checkpoint is damaged"
-        )
-    return logits
+    compute = partial(
+        compute_logits, loaded.model, precision=loaded.precision, channels_last=loaded.channels_last
+    )
+    return average_views(compute, image, **loaded.views)
 
 
 def progress(sequence: Iterable[T], description: str) -> Iterable[T]:

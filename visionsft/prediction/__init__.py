@@ -1,5 +1,6 @@
-"""Prediction: maps of scenes of any size, and class maps of camera frames."""
+"""Prediction: maps of scenes of any size, class maps of camera frames, and a model's way into other software."""
 
+from visionsft.prediction.exporting import export_onnx
 from visionsft.prediction.mapping import SceneOptions, ScenePredictor
 from visionsft.prediction.predicting import Outcome, Predictions, predict, predict_all
 from visionsft.prediction.scenes import Band, blend_tiles, row_bands
@@ -11,6 +12,7 @@ __all__ = [
     "SceneOptions",
     "ScenePredictor",
     "blend_tiles",
+    "export_onnx",
     "predict",
     "predict_all",
     "row_bands",

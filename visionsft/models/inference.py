@@ -1,0 +1,32 @@
+"""Inference: a model's logits in the precision of its training, and the check that they are numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from visionsft.errors import RunError
+
+
+@torch.no_grad()
+def compute_logits(
+    model: nn.Module, image: Tensor, *, precision: torch.dtype | None, channels_last: bool
+) -> Tensor:
+    """image: (B, C, H, W) float32, normalised -> logits (B, K, H, W) float32, on the model's device.
+
+    precision: the number type of autocast; None: float32 throughout.
+    """
+    device = next(model.parameters()).device
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+        logits: Tensor = model(image.to(device).contiguous(memory_format=layout))
+    return check_numbers(logits)
+
+
+def check_numbers(logits: Tensor) -> Tensor:
+    """The same logits; RunError if one of them is nan."""
+    if bool(logits.sum().isnan()):  # a nan anywhere makes the sum nan, in a fraction of isnan's time
+        raise RunError(
+            "the model's output is not a number: its training has diverged, or the checkpoint is damaged"
+        )
+    return logits
