@@ -28,6 +28,18 @@ class Checkpoint(StrEnum):
     last = "last"
 
 
+class BackendName(StrEnum):
+    auto = "auto"
+    torch = "torch"
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
+class EngineName(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
 class SampleKind(StrEnum):
     satellite = "satellite"
     driving = "driving"
@@ -161,13 +173,21 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the predictions.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace predictions that exist.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep predictions that exist, do the rest.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep predictions that exist, do the rest.")
+    ] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also draw them over the images.")] = False,
     layer: Annotated[
         list[str] | None, typer.Option(help="Also probability, confidence or entropy (scenes); repeatable.")
     ] = None,
     tile: Annotated[int | None, typer.Option(min=1, help="Side of a scene's tiles, in pixels.")] = None,
     overlap: Annotated[int | None, typer.Option(min=0, help="Pixels that tiles have in common.")] = None,
+    backend: Annotated[
+        BackendName, typer.Option(help="What computes scenes; auto: the fastest that agrees with torch.")
+    ] = BackendName.auto,
+    engine: Annotated[
+        EngineName, typer.Option(help="ray: spread scenes and row bands over a Ray cluster.")
+    ] = EngineName.local,
 ) -> None:
     """Write the class map of every INPUT, georeferenced where the input is."""
     from visionsft.runs import Run
@@ -178,8 +198,10 @@ def predict(
     from visionsft.prediction import SceneOptions, predict_all
 
     layers: Any = tuple(dict.fromkeys(["classes", *(layer or ())]))
-    options = SceneOptions(layers=layers, overlay=overlay, tile=tile, overlap=overlap)
-    predictions = predict_all(run, inputs, out, overwrite=overwrite, resume=resume, options=options)
+    options = SceneOptions(layers, overlay=overlay, tile=tile, overlap=overlap, backend=backend.value)
+    predictions = predict_all(
+        run, inputs, out, overwrite=overwrite, resume=resume, options=options, engine=engine.value
+    )
     typer.echo(predictions.table())
     predictions.check()
     typer.echo(f"{len(predictions.files)} files in {out}")

@@ -177,10 +177,11 @@ def infer(loaded: LoadedRun, image: Tensor) -> Tensor:
     return average_views(compute, image, **loaded.views)
 
 
-def progress(sequence: Iterable[T], description: str) -> Iterable[T]:
-    """The sequence, with a bar on the terminal while it is gone through."""
+def progress(sequence: Iterable[T], description: str, *, total: int | None = None) -> Iterable[T]:
+    """The sequence, with a bar on the terminal while it is gone through; `total`: its length where it has none."""
     console = Console(stderr=True)
-    return track(sequence, description, console=console, transient=True, disable=not console.is_terminal)
+    hidden = not console.is_terminal
+    return track(sequence, description, total=total, console=console, transient=True, disable=hidden)
 
 
 def _check_split(data: SegmentationDataModule, split: str) -> None:

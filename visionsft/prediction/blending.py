@@ -104,10 +104,9 @@ class Grid:
         return ((row, col) for row in range(self.rows.count) for col in range(self.cols.count))
 
     @property
-    def repeated(self) -> float:
-        """Pixels computed, for each pixel of the scene."""
-        tiles = self.rows.count * self.cols.count * self.tile[0] * self.tile[1]
-        return tiles / (self.rows.length * self.cols.length)
+    def pixels(self) -> int:
+        """Computed in all, those that tiles have in common for each of them."""
+        return self.rows.count * self.cols.count * self.tile[0] * self.tile[1]
 
 
 def plan_grid(shape: tuple[int, int], *, size: int, overlap: int, multiple: int = 1) -> Grid:

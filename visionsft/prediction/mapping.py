@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -11,19 +13,27 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from datamodules import DataError, GeoTiffDataModule
 from datamodules.raster import Pool, read_thumbnail
 from visionsft.errors import ConfigError, nearest
-from visionsft.evaluation.evaluating import infer
 from visionsft.evaluation.pictures import display
 from visionsft.evaluation.pictures import overlay as draw_overlay
 from visionsft.files import atomic_path
+from visionsft.models.views import average_views
+from visionsft.prediction.backends import Backend, Choice, choose_backend, create_backend
 from visionsft.prediction.blending import Grid
 from visionsft.prediction.inputs import is_remote
 from visionsft.prediction.maps import MapWriter, legends
-from visionsft.prediction.scenes import LAYERS, Band, SceneSource, blend_tiles, make_layers, row_bands
+from visionsft.prediction.scenes import (
+    LAYERS,
+    Band,
+    SceneSource,
+    blend_tiles,
+    first_tile,
+    make_layers,
+    row_bands,
+)
 from visionsft.prediction.tiling import batch_size, plan_tiles
 
 if TYPE_CHECKING:
@@ -34,6 +44,8 @@ SHOWN = 2048
 """Longer side of an overlay, in pixels, at most."""
 CACHE_MB = 160
 """GDAL's, for the blocks that tiles of one row share with the next."""
+CHOICE_PIXELS = 8 * 1024 * 1024
+"""Of a scene from which on trying all backends pays."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,9 @@ class SceneOptions:
     tile: int | None = None
     overlap: int | None = None
     """Of the tiles, in the model's pixels; None: what the run's configuration says, else chosen."""
+
+    backend: Choice = "auto"
+    """What computes: see `visionsft.prediction.backends`."""
 
     def __post_init__(self) -> None:
         for name in self.layers:
@@ -71,6 +86,9 @@ class ScenePredictor:
         self.data = loaded.data
         self.options = options
         self.num_classes = len(self.data.classes)
+        self.note = ""
+        """Which backend was chosen, and why."""
+        self._backend: Backend | None = None
 
     def targets(self, stem: str, out: Path) -> dict[str, Path]:
         """The files that a scene of this name becomes, by kind of result."""
@@ -98,7 +116,7 @@ class ScenePredictor:
         with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
             pieces = blend_tiles(
                 source,
-                self.run,
+                partial(average_views, self.backend(source, grid), **self.loaded.views),
                 grid,
                 num_classes=self.num_classes,
                 batch=batch_size(grid),
@@ -107,9 +125,23 @@ class ScenePredictor:
             )
             yield from row_bands(pieces, layers, width=grid.cols.length)
 
-    def run(self, image: Tensor) -> Tensor:
-        """image (B, C, H, W) float32, normalised -> logits (B, K, H, W)."""
-        return infer(self.loaded, image)
+    def backend(self, source: SceneSource, grid: Grid) -> Backend:
+        """The backend, chosen on the first scene that is large enough for the choice to pay."""
+        if self._backend is not None:
+            return self._backend
+        wanted = self.options.backend
+        probe = first_tile(source, grid) if wanted == "auto" and grid.pixels >= CHOICE_PIXELS else None
+        if wanted == "auto" and probe is None:
+            return create_backend(self.loaded, "torch")
+        if probe is None:
+            self._backend = create_backend(self.loaded, wanted)
+            return self._backend
+        self._backend, self.note = choose_backend(
+            self.loaded, wanted, probe.repeat(batch_size(grid), 1, 1, 1)
+        )
+        if self.note.startswith("!!"):
+            warnings.warn(self.note, stacklevel=2)
+        return self._backend
 
     def predict(self, path: str, targets: dict[str, Path]) -> None:
         """Make a scene's files; an interrupted attempt with the same settings is continued."""

@@ -8,14 +8,15 @@ or resolution the model works at.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from datamodules import DataError, GeoTiffDataModule
 from visionsft.errors import ConfigError
 from visionsft.evaluation.evaluating import progress
+from visionsft.prediction.backends import Choice
 from visionsft.prediction.inputs import check_targets, find_inputs, stem
 from visionsft.prediction.mapping import LayerName, SceneOptions, ScenePredictor
 from visionsft.prediction.stills import StillPredictor
@@ -24,6 +25,7 @@ from visionsft.runs import Run
 if TYPE_CHECKING:
     from visionsft.training.loading import LoadedRun
 
+Engine = Literal["local", "ray"]
 SHOWN = 8
 """Files at most that one message names."""
 
@@ -45,6 +47,8 @@ class Predictions:
 
     outcomes: tuple[Outcome, ...]
     out: Path
+    note: str = ""
+    """Which backend was chosen, and why, where there was a choice."""
 
     @property
     def files(self) -> list[Path]:
@@ -62,7 +66,7 @@ class Predictions:
         for each in self.outcomes:
             state = f"{each.seconds:8.1f} s  {len(each.files)} files" if each.problem is None else "  FAILED"
             lines.append(f"{each.path:{width}}  {state}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *([self.note] if self.note else [])])
 
     def check(self) -> None:
         """Raise a DataError that names the inputs that failed, if any did."""
@@ -86,6 +90,8 @@ def predict(
     layers: Sequence[LayerName] = ("classes",),
     tile: int | None = None,
     overlap: int | None = None,
+    backend: Choice = "auto",
+    engine: Engine = "local",
 ) -> list[Path]:
     """Write the class map of every input into the folder `out`; returns the files, in input order.
 
@@ -93,8 +99,10 @@ def predict(
     resume: keep finished results that exist. The other options are those of `SceneOptions`. An input that can't be
     used doesn't keep the others from being predicted; a DataError names all such inputs at the end.
     """
-    options = SceneOptions(tuple(layers), overlay=overlay, tile=tile, overlap=overlap)
-    predictions = predict_all(run, inputs, out, overwrite=overwrite, resume=resume, options=options)
+    options = SceneOptions(tuple(layers), overlay=overlay, tile=tile, overlap=overlap, backend=backend)
+    predictions = predict_all(
+        run, inputs, out, overwrite=overwrite, resume=resume, options=options, engine=engine
+    )
     predictions.check()
     return predictions.files
 
@@ -107,8 +115,12 @@ def predict_all(
     overwrite: bool = False,
     resume: bool = False,
     options: SceneOptions = SceneOptions(),  # noqa: B008 (frozen)
+    engine: Engine = "local",
 ) -> Predictions:
-    """As `predict`, but inputs that fail raise nothing: they are among the outcomes."""
+    """As `predict`, but inputs that fail raise nothing: they are among the outcomes.
+
+    engine: 'ray' spreads scenes and row bands of large ones over a Ray cluster.
+    """
     from visionsft.training.loading import load_run  # imported late, as in visionsft.evaluation
 
     run = run if isinstance(run, Run) else Run.open(run)
@@ -116,10 +128,14 @@ def predict_all(
     paths = find_inputs([inputs] if isinstance(inputs, str | Path) else inputs, suffixes=predictor.suffixes)
     targets = {path: predictor.targets(stem(path), Path(out)) for path in paths}
     check_targets(targets, overwrite=overwrite, resume=resume)
-    outcomes = [
-        _predict_one(predictor, path, targets[path], resume=resume) for path in progress(paths, "predicting")
-    ]
-    return Predictions(tuple(outcomes), Path(out))
+    kept = {path for path in paths if resume and all(file.exists() for file in targets[path].values())}
+    jobs = {path: targets[path] for path in paths if path not in kept}
+    found = {
+        each.path: each
+        for each in progress(_outcomes(predictor, jobs, engine), "predicting", total=len(jobs))
+    }
+    outcomes = [found.get(path) or Outcome(path, tuple(targets[path].values()), 0.0) for path in paths]
+    return Predictions(tuple(outcomes), Path(out), predictor.note)
 
 
 def _predictor(loaded: LoadedRun, options: SceneOptions) -> ScenePredictor | StillPredictor:
@@ -133,18 +149,26 @@ def _predictor(loaded: LoadedRun, options: SceneOptions) -> ScenePredictor | Sti
     return StillPredictor(loaded, overlay=options.overlay)
 
 
-def _predict_one(
-    predictor: ScenePredictor | StillPredictor, path: str, targets: dict[str, Path], *, resume: bool
-) -> Outcome:
+def _outcomes(
+    predictor: ScenePredictor | StillPredictor, jobs: Mapping[str, dict[str, Path]], engine: Engine
+) -> Iterator[Outcome]:
+    """What becomes of each input, in their order."""
+    if engine == "ray":
+        if isinstance(predictor, StillPredictor):
+            raise ConfigError("engine 'ray' is for GeoTIFF scenes; this run was trained on camera frames")
+        from visionsft.prediction.spreading import predict_on_ray
+
+        return predict_on_ray(predictor, jobs)
+    return (_predict_one(predictor, path, targets) for path, targets in jobs.items())
+
+
+def _predict_one(predictor: ScenePredictor | StillPredictor, path: str, targets: dict[str, Path]) -> Outcome:
     start = time.perf_counter()
-    files = tuple(targets.values())
-    if resume and all(file.exists() for file in files):
-        return Outcome(path, files, 0.0)
     try:
         predictor.predict(path, targets)
     except DataError as error:
-        return Outcome(path, (), 0.0, str(error))
-    return Outcome(path, files, time.perf_counter() - start)
+        return Outcome(path, (), time.perf_counter() - start, str(error))
+    return Outcome(path, tuple(targets.values()), time.perf_counter() - start)
 
 
 def _listed(failed: Mapping[str, str]) -> str:

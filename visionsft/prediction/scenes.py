@@ -161,6 +161,13 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
             yield cast(Item, item)
 
 
+def first_tile(source: Source, grid: Grid) -> Tensor | None:
+    """(1, C, h, w) float32: the first tile with a valid pixel, as the model will see it; None if there is none."""
+    images = (_read(source, grid, [place])[0].image for place in grid)
+    found = next((image for image in images if image is not None), None)
+    return None if found is None else found[None]
+
+
 def _read(source: Source, grid: Grid, places: Iterable[tuple[int, int]]) -> list[_Tile]:
     """Tiles, all padded with zeros to one size, so that a compiled model sees one shape only."""
     tiles = []

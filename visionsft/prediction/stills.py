@@ -33,6 +33,8 @@ class StillPredictor:
 
     suffixes: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
     """Of images in a folder."""
+    note: ClassVar[str] = ""
+    """Frames are computed by PyTorch: there is no choice to report."""
 
     def __init__(self, loaded: LoadedRun, *, overlay: bool = False) -> None:
         self.loaded = loaded
