@@ -13,10 +13,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from datamodules import DataError
 from visionsft.errors import ConfigError
+from visionsft.prediction.backends import Choice
 from visionsft.prediction.inputs import is_remote
 from visionsft.prediction.mapping import SceneOptions, ScenePredictor
 from visionsft.prediction.predicting import Outcome
@@ -65,7 +66,8 @@ def predict_on_ray(predictor: ScenePredictor, jobs: Mapping[str, dict[str, Path]
             yield from _drain(predictor, waiting, ray, leave=0)
             yield Outcome(path, (), 0.0, str(error))
             continue
-        options = replace(predictor.options, backend=predictor.backend(scene.source, scene.grid).name)
+        chosen = cast(Choice, predictor.backend(scene.source, scene.grid).name)
+        options = replace(predictor.options, backend=chosen)
         ranges = row_ranges(scene.grid.rows.index(scene.writer.rows), scene.grid.rows.count, workers)
         scene.pending = len(ranges)
         if not ranges:  # only its end was missing
