@@ -47,7 +47,7 @@ from datamodules.splits import (
     split_by_scene,
 )
 from datamodules.statistics import cached, fingerprint, load_arrays
-from datamodules.tiling import tile
+from datamodules.tiling import Tile, tile, widen
 
 if TYPE_CHECKING:
     from datamodules.vectors import VectorFiles
@@ -134,7 +134,10 @@ class SceneReader:
         window = item.window or scene.grid.window
         if scene.labels is None or item.label is None:
             return np.full((window.height, window.width), IGNORE, np.uint8)
-        return scene.labels.read(window, self.pool)
+        mask = scene.labels.read(window, self.pool)
+        if item.labelled is not None:
+            mask[_outside(item.labelled, window)] = IGNORE
+        return mask
 
 
 class GeoTiffDataModule(SegmentationDataModule):
@@ -206,6 +209,7 @@ class GeoTiffDataModule(SegmentationDataModule):
         legend = None if self.vector is None else legend_of_texts(classes, ignore)
         self.classes = Classes(classes, ignore=ignore, legend=legend)
         self._as_given = tuple(classes), tuple(ignore)
+        self.sparse = self.vector is not None and self.vector.background is None
         self.images = images
         self.labels = labels
         self.split = split
@@ -248,6 +252,8 @@ class GeoTiffDataModule(SegmentationDataModule):
         self.items = self._split(
             {name: [item for item in group if item.id in usable] for name, group in folders.items()}
         )
+        if self.sparse:
+            self._leave_out_unlabelled()
         if not self.items["train"]:
             raise DataError(f"{self.root}: no usable training scene is left{_listed(self.skipped)}")
 
@@ -274,6 +280,10 @@ class GeoTiffDataModule(SegmentationDataModule):
                 for item in self.items["train"]
             ]
             regions = [_region(*pair) for pair in zip(items, self._footprints(items), strict=True)]
+            if self.sparse:
+                regions = [
+                    replace(region, ground=self._scenes[region.item.image].grid.window) for region in regions
+                ]
             empty = [region.item for region in regions if region.area == 0]
             self.skipped += [(item.image, f"{item.id}: has no valid pixel (all nodata)") for item in empty]
             self._regions = [region for region in regions if region.area > 0]
@@ -291,9 +301,7 @@ class GeoTiffDataModule(SegmentationDataModule):
                 each.core,
             )
             for item in self.items[split]
-            for each in tile(
-                item.window or self._scenes[item.image].grid.window, size=self.chip, overlap=self.eval_overlap
-            )
+            for each in self._evaluation_tiles(item)
         ]
         return EvaluationDataset(
             [item for item, _ in pairs],
@@ -302,6 +310,15 @@ class GeoTiffDataModule(SegmentationDataModule):
             size=self.chip,
             cores=[core for _, core in pairs],
         )
+
+    def _evaluation_tiles(self, item: Item) -> list[Tile]:
+        """Windows whose cores cover the item; where labels are sparse, those with a label, and as much of the
+        scene around it as a chip shows."""
+        scene = self._scenes[item.image]
+        tiles = tile(item.window or scene.grid.window, size=self.chip, overlap=self.eval_overlap)
+        if not self.sparse or scene.labels is None:
+            return tiles
+        return [widen(each, self.chip, scene.grid.window) for each in tiles if scene.labels.touches(each.own)]
 
     def _facts(self) -> dict[str, object]:
         facts = {"nodata": self.nodata, "resolution": self.resolution, "names": self.band_names}
@@ -413,6 +430,18 @@ class GeoTiffDataModule(SegmentationDataModule):
             load=load_arrays,
             save=lambda arrays, file: np.savez_compressed(file, *arrays),
         )
+
+    def _leave_out_unlabelled(self) -> None:
+        """Items without a shape: nothing is learned and nothing is scored there."""
+        for split, items in self.items.items():
+            kept = [item for item in items if self._may_be_labelled(item)]
+            if len(kept) < len(items):
+                self.notes.append(f"{split}: {len(items) - len(kept)} of {len(items)} regions hold no shape")
+            self.items[split] = kept
+
+    def _may_be_labelled(self, item: Item) -> bool:
+        scene = self._scenes[item.image]
+        return scene.labels is not None and scene.labels.touches(item.window or scene.grid.window)
 
     # ---------------------------------------------------------------- scenes
 
@@ -531,11 +560,17 @@ class GeoTiffDataModule(SegmentationDataModule):
             val=split.val,
             test=split.test,
             seed=split.seed,
-            min_side=self.chip[0] // 8,
+            min_side=1 if self.sparse else self.chip[0] // 8,  # sparse: windows show what is around, too
+            amount=self._count_labels if self.sparse else None,
         )
-        if left_out > 0:
+        if left_out > 0 and not self.sparse:
             self.notes.append(f"split by place: {left_out:.1%} of the pixels lie in gaps or at blocks' edges")
         return splits
+
+
+    def _count_labels(self, item: Item) -> int:
+        """Labelled pixels."""
+        return int((self._reader().read_mask(item) != IGNORE).sum()) if self._may_be_labelled(item) else 0
 
 
 def _label_grid(label: Header, scene: Header) -> Grid:
@@ -561,6 +596,14 @@ def _describe_faults(faults: Mapping[str, Counter[str]]) -> list[str]:
         where = next(iter(counts)) if len(counts) == 1 else f"{len(counts)} vector files"
         lines.append(f"{sum(counts.values())} shapes in {where} {text}")
     return lines
+
+
+def _outside(inside: Window, window: Window) -> np.ndarray:
+    """(H, W) bool: which pixels of a window lie outside of another one."""
+    rows = np.arange(window.row, window.row + window.height) - inside.row
+    cols = np.arange(window.col, window.col + window.width) - inside.col
+    within = ((rows >= 0) & (rows < inside.height))[:, None] & ((cols >= 0) & (cols < inside.width))
+    return np.asarray(~within)
 
 
 def _region(item: Item, footprint: np.ndarray) -> Region:

@@ -67,6 +67,10 @@ class Region:
     """Valid pixels."""
     footprint: np.ndarray | None = None
     """(h, w) bool: a coarse picture of which pixels of `window` are valid; None: all are."""
+    ground: Window | None = None
+    """What windows may show, where only the labels of `window` count; None: of `window` alone."""
+    labelled: np.ndarray | None = None
+    """(n, 2) int64: row, col (of the scene) of pixels near which windows lie; None: they lie anywhere."""
 
     def valid_share(self, window: Window) -> float:
         """Share of valid pixels of a window inside the region, from the footprint."""
@@ -124,6 +128,16 @@ def find_classes(
                 found[index].append(rows)
     merged = [np.concatenate([*rows, np.empty((0, 3), np.int64)]) for rows in found]
     return ClassPositions(tuple(rng.permutation(rows)[:limit] for rows in merged))
+
+
+def near_labels(regions: Sequence[Region], positions: ClassPositions) -> list[Region]:
+    """Regions of scenes that are mostly unlabelled: windows lie near labels; the area is that of labelled cells."""
+    pixels = np.concatenate(positions.pixels)
+    found = [pixels[pixels[:, 0] == index, 1:] for index in range(len(regions))]
+    return [
+        replace(region, labelled=labelled, area=float(CELL * CELL * len(labelled)))
+        for region, labelled in zip(regions, found, strict=True)
+    ]
 
 
 def class_pixels(mask: np.ndarray, num_classes: int, *, rng: np.random.Generator) -> list[np.ndarray]:
@@ -190,9 +204,10 @@ class WindowPlan:
             centre = (row - window.row, col - window.col)
         else:
             region = self.regions[self.slots(key.seed, key.epoch)[key.index]]
-            window = self._enough_valid(region, rng)
-            centre = None
-        return replace(region.item, id=f"{region.item.id}@{window.row},{window.col}", window=window), centre
+            window, centre = self._anywhere_good(region, rng)
+        name = f"{region.item.id}@{window.row},{window.col}"
+        labelled = None if region.ground is None else region.window
+        return replace(region.item, id=name, window=window, labelled=labelled), centre
 
     def slots(self, seed: int, epoch: int) -> np.ndarray:
         """(length,) region index of every sample of the epoch."""
@@ -204,6 +219,19 @@ class WindowPlan:
             found = np.minimum(np.searchsorted(edges, points, side="right"), len(order) - 1)
             self._slots = ((seed, epoch), order[found])
         return self._slots[1]
+
+    def _anywhere_good(
+        self, region: Region, rng: np.random.Generator
+    ) -> tuple[Window, tuple[int, int] | None]:
+        """A window with enough valid pixels, and near a label where these are sparse: then with its centre."""
+        if region.labelled is None:
+            return self._enough_valid(region, rng), None
+        row, col = region.labelled[rng.integers(len(region.labelled))].tolist()
+        # a quarter of the side: the label is still seen after zooming in twice
+        row += int(rng.integers(-(self.size[0] // 4), self.size[0] // 4 + 1))
+        col += int(rng.integers(-(self.size[1] // 4), self.size[1] // 4 + 1))
+        window = self._around(region, row, col)
+        return window, (row - window.row, col - window.col)
 
     def _enough_valid(self, region: Region, rng: np.random.Generator) -> Window:
         """The first of TRIES random windows with min_valid valid pixels, else the best of them.
@@ -230,8 +258,9 @@ class WindowPlan:
         return Window(row, col, height, width)
 
     def _around(self, region: Region, row: int, col: int) -> Window:
-        top, height = _centred_span(region.window.row, region.window.height, self.size[0], row)
-        left, width = _centred_span(region.window.col, region.window.width, self.size[1], col)
+        ground = region.ground or region.window
+        top, height = _centred_span(ground.row, ground.height, self.size[0], row)
+        left, width = _centred_span(ground.col, ground.width, self.size[1], col)
         return Window(top, left, height, width)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, cos, floor, radians
 from pathlib import Path
@@ -258,13 +258,15 @@ def split_by_place(
     test: float,
     seed: int,
     min_side: int = 1,
+    amount: Callable[[Item], float] | None = None,
 ) -> tuple[Splits, float]:
     """Cuts scenes at the edges of blocks of ground; returns the splits and the share of pixels left out.
 
     Every item's window lies wholly inside its block, so ground is never in two splits, whatever
     the scenes' CRSs and overlaps. Left out are the gaps, slivers at the blocks' edges (which are not
     parallel to the pixels) and pieces narrower than `min_side` pixels.
-    grids: by image path.
+    grids: by image path. amount: what is shared out between the splits, of an item with a window;
+    default: its pixels; blocks with nothing of it are in no split.
     """
     if 2 * gap >= block:
         raise DataError(
@@ -274,7 +276,9 @@ def split_by_place(
     sizes: dict[Block, float] = defaultdict(float)
     for item, place in pieces:
         window = _inside(grids[item.image], place.edges(block))
-        sizes[place] += 0 if window is None else window.height * window.width
+        if window is not None:
+            size = window.height * window.width
+            sizes[place] += size if amount is None else amount(replace(item, window=window))
     filled = {_name(place): size for place, size in sorted(sizes.items()) if size}
     if not filled:
         raise DataError(f"split by place: no block of {block:g} m holds a whole pixel of any scene")
