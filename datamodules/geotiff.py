@@ -292,7 +292,16 @@ class GeoTiffDataModule(SegmentationDataModule):
         return self._regions
 
     def _windows(self, region: Region) -> list[Item]:
-        return self._pieces(replace(region.item, window=region.window))
+        pieces = self._pieces(replace(region.item, window=region.window))
+        return pieces if region.ground is None else [self._widened(each, region.ground) for each in pieces]
+
+    def _widened(self, piece: Item, ground: Window) -> Item:
+        """A piece with the ground around it that training windows show, so that statistics are of that, too."""
+        own = piece.window
+        assert own is not None
+        size = (max(own.height, self.chip[0]), max(own.width, self.chip[1]))
+        whole = Tile(own, Window(0, 0, own.height, own.width))
+        return replace(piece, window=widen(whole, size, ground).window, labelled=own)
 
     def _evaluation_dataset(self, split: str) -> Dataset[Sample]:
         pairs = [
@@ -553,7 +562,7 @@ class GeoTiffDataModule(SegmentationDataModule):
         if without:
             raise DataError(f"{without[0]}: has no CRS, so it can't be split by place")
         splits, left_out = split_by_place(
-            items,
+            [self._labelled_part(item) for item in items] if self.sparse else items,
             grids,
             block=split.block,
             gap=split.gap,
@@ -567,6 +576,10 @@ class GeoTiffDataModule(SegmentationDataModule):
             self.notes.append(f"split by place: {left_out:.1%} of the pixels lie in gaps or at blocks' edges")
         return splits
 
+
+    def _labelled_part(self, item: Item) -> Item:
+        labels = self._scenes[item.image].labels
+        return item if labels is None else replace(item, window=labels.extent())
 
     def _count_labels(self, item: Item) -> int:
         """Labelled pixels."""

@@ -48,6 +48,9 @@ class Labels(Protocol):
     def touches(self, window: Window) -> bool:
         """Whether any pixel of a window may be labelled."""
 
+    def extent(self) -> Window:
+        """Around all that may be labelled, inside the scene."""
+
     def read(self, window: Window, pool: Pool) -> np.ndarray:
         """(H, W) uint8 class index in pixels of the scene's grid; 255 where unlabelled or out of bounds."""
 
@@ -70,6 +73,10 @@ class RasterLabels:
     def touches(self, window: Window) -> bool:
         """See `Labels`."""
         return True
+
+    def extent(self) -> Window:
+        """See `Labels`."""
+        return self.scene.window
 
     def read(self, window: Window, pool: Pool) -> np.ndarray:
         """See `Labels`."""
@@ -104,6 +111,11 @@ class VectorLabels:
         """See `Labels`."""
         drawing = self.files.drawing(self.path, self.scene)
         return drawing.fill != IGNORE or len(drawing.meeting(window)) > 0
+
+    def extent(self) -> Window:
+        """See `Labels`."""
+        drawing = self.files.drawing(self.path, self.scene)
+        return self.scene.window if drawing.fill != IGNORE else drawing.extent
 
     def read(self, window: Window, pool: Pool) -> np.ndarray:
         """See `Labels`."""

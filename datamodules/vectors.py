@@ -87,6 +87,14 @@ class Drawing:
     def __len__(self) -> int:
         return len(self.geometries)
 
+    @property
+    def extent(self) -> Window:
+        """Around all shapes, inside the scene."""
+        bounds = shapely.total_bounds(self.geometries)
+        left, top = np.maximum(np.floor(bounds[:2]).astype(int), 0).tolist()
+        right, bottom = np.minimum(np.ceil(bounds[2:]).astype(int), self.size[::-1]).tolist()
+        return Window(top, left, max(bottom - top, 1), max(right - left, 1))
+
     def meeting(self, window: Window) -> np.ndarray:
         """Positions of the shapes whose extents meet a window, in the order of drawing."""
         right, bottom = window.col + window.width, window.row + window.height
