@@ -53,9 +53,13 @@ def write(
     path: Path, shapes: list[tuple[Any, Any]] | None = None, *, crs: str | None = "EPSG:32633", **options: Any
 ) -> str:
     """(geometry, class) pairs as a vector file."""
-    geometries, values = zip(*(SHAPES if shapes is None else shapes), strict=True) if shapes != [] else ((), ())
+    geometries, values = (
+        zip(*(SHAPES if shapes is None else shapes), strict=True) if shapes != [] else ((), ())
+    )
     wkb = np.array(shapely.to_wkb(np.array(geometries, object)), object)
-    column = np.array(values, object if any(isinstance(value, str) for value in values) or not values else None)
+    column = np.array(
+        values, object if any(isinstance(value, str) for value in values) or not values else None
+    )
     settings = {"geometry_type": "Unknown", "fields": ["class"]} | options
     if path.suffix == ".fgb":
         settings["SPATIAL_INDEX"] = "NO"  # it would sort the shapes
@@ -198,7 +202,9 @@ def test_points_and_lines_have_the_ground_around_them(tmp_path):
 
 def test_numbers_as_classes_with_gaps_in_the_column(tmp_path):
     classes = (ClassSpec("ground", (3,)), ClassSpec("water", (7, -1)))
-    path = write(tmp_path / "labels.gpkg", [(SHAPES[0][0], 3.0), (SHAPES[1][0], np.nan), (SHAPES[2][0], -1.0)])
+    path = write(
+        tmp_path / "labels.gpkg", [(SHAPES[0][0], 3.0), (SHAPES[1][0], np.nan), (SHAPES[2][0], -1.0)]
+    )
     shapes = open_vectors(VectorOptions(), classes, ()).shapes(path)
     assert shapes.codes.tolist() == [0, 1]
     assert dict(shapes.faults) == {"have no class and are left out": 1}
