@@ -181,7 +181,7 @@ class GeoTiffDataModule(SegmentationDataModule):
         scene's CRS, to which it is resampled (bilinear; labels: nearest).
         chip: side in pixels of training and evaluation windows; it replaces the augmentation's own crop.
         chips_per_epoch: default: enough to cover the valid training area once.
-        min_valid: smallest share of valid pixels of a training window.
+        min_valid: smallest share of valid pixels of a training window, except near sparse labels.
         rare_class_crops: share of training windows centred on a pixel of a class drawn uniformly.
         on_error: 'skip' reads every file once before training, and leaves out what fails.
         """
@@ -572,10 +572,13 @@ class GeoTiffDataModule(SegmentationDataModule):
             min_side=1 if self.sparse else self.chip[0] // 8,  # sparse: windows show what is around, too
             amount=self._count_labels if self.sparse else None,
         )
-        if left_out > 0 and not self.sparse:
-            self.notes.append(f"split by place: {left_out:.1%} of the pixels lie in gaps or at blocks' edges")
+        kind = "pixels"
+        if self.sparse:
+            kept = sum(self._count_labels(item) for group in splits.values() for item in group)
+            left_out, kind = 1 - kept / sum(map(self._count_labels, items)), "labelled pixels"
+        if left_out > 0:
+            self.notes.append(f"split by place: {left_out:.1%} of the {kind} lie in gaps or at blocks' edges")
         return splits
-
 
     def _labelled_part(self, item: Item) -> Item:
         labels = self._scenes[item.image].labels

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pyogrio
@@ -62,6 +62,11 @@ class Shapes:
     faults: Counter[str] = field(default_factory=Counter)
     """What the user should know, and for how many features."""
 
+    @cached_property
+    def tree(self) -> shapely.STRtree:
+        """Their index."""
+        return shapely.STRtree(self.geometries)
+
     @property
     def extent(self) -> Extent:
         """Around all shapes."""
@@ -73,7 +78,13 @@ class Drawing:
     """The shapes within a scene, ready to be drawn: in pixels of its grid (col, row), with an index."""
 
     def __init__(
-        self, geometries: np.ndarray, codes: np.ndarray, *, size: tuple[int, int], fill: int, all_touched: bool
+        self,
+        geometries: np.ndarray,
+        codes: np.ndarray,
+        *,
+        size: tuple[int, int],
+        fill: int,
+        all_touched: bool,
     ) -> None:
         """geometries: (n,), later ones on top; codes: (n,) uint8; size: (H, W) of the scene; fill: code of
         its ground without a shape; all_touched: see `VectorOptions`."""
@@ -192,21 +203,18 @@ def read_shapes(
     """All features of a file that have a geometry and a class, repaired where they were invalid."""
     table = _read_parquet(path, options) if path.lower().endswith(".parquet") else _read_ogr(path, options)
     codes = _codes(path, table, options.column, meanings, names)
-    geometries = _decoded(path, table)
+    geometries, repaired = _decoded(path, table)
     classless = codes < 0
     hollow = shapely.is_missing(geometries) | shapely.is_empty(geometries)
     keep = ~classless & ~hollow
     fids, geometries, codes = table.fids[keep], geometries[keep], codes[keep].astype(np.uint8)
     _check_types(path, geometries, fids, options)
-    invalid = ~shapely.is_valid(geometries)
-    # 'structure' with keep_collapsed=False leaves polygons only, no slivers of lines
-    geometries[invalid] = shapely.make_valid(geometries[invalid], method="structure", keep_collapsed=False)
     crs = _parse_crs(path, table.crs)
     faults = Counter(
         {
             "have no class and are left out": int(classless.sum()),
             "have no geometry and are left out": int((hollow & ~classless).sum()),
-            "were invalid and have been repaired": int(invalid.sum()),
+            "were invalid and have been repaired": int((repaired & keep).sum()),
             "lie under a later one of another class, which is drawn over them": _overlaps(geometries, codes),
             "span more than 180 degrees of longitude: if they are meant to cross the date line, "
             "cut them there (RFC 7946, 3.1.9)": _wide(geometries, crs),
@@ -260,7 +268,7 @@ def _read_parquet(path: str, options: VectorOptions) -> _Table:
             raise DataError(f"{path}: geometries are encoded as {column['encoding']}; allowed: WKB")
         _check_column(path, options.column, [each for each in file.schema_arrow.names if each != name])
         table = file.read([name, options.column])
-    except (OSError, ArrowException, KeyError) as error:
+    except (OSError, ArrowException, KeyError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: can't be read: {error}") from error
     wkb, values = (np.array(table[each].to_pylist(), object) for each in (name, options.column))
     # no 'crs' means longitude and latitude (its default), null that it is unknown
@@ -276,7 +284,9 @@ def _choose_layer(path: str, layers: Sequence[str], wanted: str | None) -> str:
     if not layers:
         raise DataError(f"{path}: has no layer")
     if wanted is None:
-        raise DataError(f"{path}: has {len(layers)} layers: {', '.join(layers)}; choose one with vector.layer")
+        raise DataError(
+            f"{path}: has {len(layers)} layers: {', '.join(layers)}; choose one with vector.layer"
+        )
     raise DataError(f"{path}: has no layer {wanted!r}; it has {', '.join(layers)}{_hint(wanted, layers)}")
 
 
@@ -314,9 +324,16 @@ def _plain(value: object) -> object:
     return int(value) if isinstance(value, bool) else value
 
 
-def _decoded(path: str, table: _Table) -> np.ndarray:
+def _decoded(path: str, table: _Table) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) valid geometries (some None), and (n,) bool: which of them have been made valid."""
     try:
-        return np.asarray(shapely.from_wkb(table.wkb), object)
+        geometries = np.array(shapely.from_wkb(table.wkb), object, ndmin=1)
+        invalid = ~shapely.is_valid(geometries) & ~shapely.is_missing(geometries)
+        # 'structure' with keep_collapsed=False leaves polygons only, no slivers of lines
+        geometries[invalid] = shapely.make_valid(
+            geometries[invalid], method="structure", keep_collapsed=False
+        )
+        return geometries, invalid
     except shapely.GEOSException as error:
         raise DataError(f"{path}: a geometry can't be read: {error}") from error
 
@@ -377,13 +394,11 @@ def draw(shapes: Shapes, grid: Grid, *, options: VectorOptions, names: Sequence[
     if grid.crs is None and shapes.crs is not None:
         raise DataError(f"{shapes.path}: has a CRS ({shapes.crs.to_string()}), but its scene has none")
     reach = MARGIN + (0 if options.buffer is None else options.buffer / _pixel_side(grid))
-    geometries, codes = shapes.geometries, shapes.codes
     boxes = [shapely.box(*extent) for extent in _extents(grid, shapes, reach)]
-    tree = shapely.STRtree(geometries)
-    near = np.unique(np.concatenate([tree.query(box) for box in boxes]))
-    geometries, codes = geometries[near], codes[near]
-    if shapes.crs is not None and grid.crs is not None and shapes.crs != grid.crs:
-        geometries = _reprojected(geometries, shapes, grid, boxes)
+    near = np.unique(np.concatenate([shapes.tree.query(box) for box in boxes]))
+    geometries, codes = shapes.geometries[near], shapes.codes[near]
+    if shapes.crs is not None and shapes.crs != grid.crs:
+        geometries = _reprojected(geometries, shapes, grid, shapely.union_all(boxes))
     thin = shapely.get_dimensions(geometries) < 2
     geometries[thin] = shapely.buffer(geometries[thin], options.buffer or 0.0)
     geometries = shapely.transform(geometries, _to_pixels(grid))
@@ -451,15 +466,12 @@ def _extents(grid: Grid, shapes: Shapes, reach: float) -> list[Extent]:
     return [(west, south, east, north)]
 
 
-def _reprojected(
-    geometries: np.ndarray, shapes: Shapes, grid: Grid, boxes: Sequence[shapely.Polygon]
-) -> np.ndarray:
-    """In the scene's CRS; what lies far outside is cut off first, where the projection may not reach."""
-    near = shapely.intersection(geometries, shapely.union_all(np.array(boxes)))
-    whole = shapely.covered_by(geometries, shapely.union_all(np.array(boxes)))
-    near = np.where(whole, geometries, near)
+def _reprojected(geometries: np.ndarray, shapes: Shapes, grid: Grid, around: shapely.Geometry) -> np.ndarray:
+    """In the scene's CRS; what lies outside of `around` is cut off first: the projection may not reach there."""
+    inside = shapely.covered_by(geometries, around)
+    near = np.where(inside, geometries, shapely.intersection(geometries, around))
     # an edge that is straight in one CRS is curved in the other
-    step = max(max(box.bounds[2] - box.bounds[0], box.bounds[3] - box.bounds[1]) for box in boxes) / 256
+    step = float(np.sqrt(around.area)) / 256
 
     def project(points: np.ndarray) -> np.ndarray:
         return np.stack(transform_points(shapes.crs, grid.crs, points[:, 0], points[:, 1]), axis=1)

@@ -519,7 +519,10 @@ class GeoTiffData(_Data):
     eval_overlap: Fraction = Field(
         default=0.0, description="overlap share of neighbouring evaluation windows"
     )
-    min_valid: Share = Field(default=0.1, description="smallest share of valid pixels of a training window")
+    min_valid: Share = Field(
+        default=0.1,
+        description="smallest share of valid pixels of a training window (near sparse labels there is none)",
+    )
     augment: Augment = Augment(pipeline="nadir")
 
     @model_validator(mode="after")

@@ -12,9 +12,7 @@ LABEL_FORMS = ("index", "colour")
 """How the masks can be coded; what their values mean, the user says."""
 
 
-def scan(
-    root: Path, *, images: str, labels: str, folder: str | None = None, shared: bool = False
-) -> Listing:
+def scan(root: Path, *, images: str, labels: str, folder: str | None = None, shared: bool = False) -> Listing:
     """Every image below `root` with the mask of its name.
 
     images: glob, e.g. ``images/{split}/*.png``; labels: path of a mask with ``{name}``, the image's stem,

@@ -188,14 +188,14 @@ def test_blocks_that_are_too_small_are_refused():
 
 
 def test_what_is_shared_out_may_lie_in_a_few_blocks():
-    """Only the blocks with an amount are in a split, and only those that the item's window meets are looked at."""
-    grids = {"a.tif": grid(33, 500_000, 5_400_000, 1000)}
-    inside = Window(0, 0, 500, 1000)
+    """Blocks with nothing of it are in no split, nor are those that the item's window doesn't meet."""
     (item,) = items("a")
+    grids = {item.image: grid(33, 500_000, 5_400_000, 1000)}
+    part_of_it = replace(item, window=Window(0, 0, 500, 1000))
     parts, _ = split_by_place(
-        [replace(item, window=inside)], grids, block=1000.0, gap=0.0, val=0.5, test=0.0, seed=0,
+        [part_of_it], grids, block=1000.0, gap=0.0, val=0.5, test=0.0, seed=0,
         amount=lambda part: 7 if part.window.col < 300 else 0,
     )  # fmt: skip
     windows = [part.window for split in parts.values() for part in split]
-    assert all(window.col < 300 and window.row < 500 for window in windows)
+    assert all(window.col < 300 and window.row < 600 for window in windows)
     assert len(parts["train"]) == len(parts["val"]) > 5
