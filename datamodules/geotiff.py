@@ -330,7 +330,11 @@ class GeoTiffDataModule(SegmentationDataModule):
         return [widen(each, self.chip, scene.grid.window) for each in tiles if scene.labels.touches(each.own)]
 
     def _facts(self) -> dict[str, object]:
-        facts = {"nodata": self.nodata, "resolution": self.resolution, "names": self.band_names}
+        facts: dict[str, object] = {
+            "nodata": self.nodata,
+            "resolution": self.resolution,
+            "names": self.band_names,
+        }
         return facts if self.vector is None else facts | self._vector_facts()
 
     def _vector_facts(self) -> dict[str, object]:

@@ -194,7 +194,8 @@ class WindowPlan:
 
         rng: the sample's own generator.
         """
-        rare = None
+        rare: tuple[int, int, int] | None = None
+        centre: tuple[int, int] | None = None
         if self.positions is not None and rng.random() < self.rare_share:
             rare = self.positions.draw(rng)
         if rare is not None:
@@ -204,7 +205,10 @@ class WindowPlan:
             centre = (row - window.row, col - window.col)
         else:
             region = self.regions[self.slots(key.seed, key.epoch)[key.index]]
-            window, centre = self._anywhere_good(region, rng)
+            if region.labelled is None:
+                window = self._enough_valid(region, rng)
+            else:
+                window, centre = self._near_label(region, region.labelled, rng)
         name = f"{region.item.id}@{window.row},{window.col}"
         labelled = None if region.ground is None else region.window
         return replace(region.item, id=name, window=window, labelled=labelled), centre
@@ -220,13 +224,11 @@ class WindowPlan:
             self._slots = ((seed, epoch), order[found])
         return self._slots[1]
 
-    def _anywhere_good(
-        self, region: Region, rng: np.random.Generator
-    ) -> tuple[Window, tuple[int, int] | None]:
-        """A window with enough valid pixels, and near a label where these are sparse: then with its centre."""
-        if region.labelled is None:
-            return self._enough_valid(region, rng), None
-        row, col = region.labelled[rng.integers(len(region.labelled))].tolist()
+    def _near_label(
+        self, region: Region, labelled: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Window, tuple[int, int]]:
+        """A window that shows a labelled pixel anywhere near its middle, and the pixel in its middle."""
+        row, col = labelled[rng.integers(len(labelled))].tolist()
         # a quarter of the side: the label is still seen after zooming in twice
         row += int(rng.integers(-(self.size[0] // 4), self.size[0] // 4 + 1))
         col += int(rng.integers(-(self.size[1] // 4), self.size[1] // 4 + 1))

@@ -279,7 +279,7 @@ def _read_parquet(path: str, options: VectorOptions) -> _Table:
 def _choose_layer(path: str, layers: Sequence[str], wanted: str | None) -> str:
     if wanted is None and len(layers) == 1:
         return layers[0]
-    if wanted in layers:
+    if wanted is not None and wanted in layers:
         return wanted
     if not layers:
         raise DataError(f"{path}: has no layer")
