@@ -32,7 +32,6 @@ WEST, NORTH = 500_000.0, 5_400_000.0
 GRID = Grid(60, 50, Affine(10, 0, WEST, 0, -10, NORTH), UTM)
 CLASSES = (ClassSpec("ground", ("ground", "bare")), ClassSpec("water", ("water",)))
 MEANINGS = {"ground": 0, "bare": 0, "water": 1, "cloud": IGNORE}
-NAMES = ("ground", "water")
 DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".shp": "ESRI Shapefile", ".fgb": "FlatGeobuf"}
 
 
@@ -53,13 +52,10 @@ def write(
     path: Path, shapes: list[tuple[Any, Any]] | None = None, *, crs: str | None = "EPSG:32633", **options: Any
 ) -> str:
     """(geometry, class) pairs as a vector file."""
-    geometries, values = (
-        zip(*(SHAPES if shapes is None else shapes), strict=True) if shapes != [] else ((), ())
-    )
-    wkb = np.array(shapely.to_wkb(np.array(geometries, object)), object)
-    column = np.array(
-        values, object if any(isinstance(value, str) for value in values) or not values else None
-    )
+    pairs = SHAPES if shapes is None else shapes
+    wkb = np.array([shapely.to_wkb(geometry) for geometry, _ in pairs], object)
+    values = [value for _, value in pairs]
+    column = np.array(values, float if values and isinstance(values[0], float) else object)
     settings = {"geometry_type": "Unknown", "fields": ["class"]} | options
     if path.suffix == ".fgb":
         settings["SPATIAL_INDEX"] = "NO"  # it would sort the shapes
@@ -69,9 +65,9 @@ def write(
     return str(path)
 
 
-def write_parquet(path: Path, geo: dict[str, Any] | None, **columns: Any) -> str:
+def write_parquet(path: Path, geo: dict[str, Any] | None) -> str:
     wkb = [shapely.to_wkb(geometry) for geometry, _ in SHAPES]
-    table = pyarrow.table({"shape": wkb, "class": [name for _, name in SHAPES]} | columns)
+    table = pyarrow.table({"shape": wkb, "class": [name for _, name in SHAPES]})
     if geo is not None:
         table = table.replace_schema_metadata({"geo": json.dumps(geo)})
     parquet.write_table(table, path)
