@@ -120,23 +120,25 @@ class Drawing:
         mask = np.full((window.height, window.width), IGNORE, np.uint8)
         for rows in _tiles(window.row, window.height, self.size[0]):
             for cols in _tiles(window.col, window.width, self.size[1]):
-                tile = self._tile(Window(rows.start, cols.start, rows.size, cols.size))
-                mask[rows.target, cols.target] = tile[rows.source, cols.source]
+                mask[rows.target, cols.target] = self._part(rows, cols)
         return mask
 
-    def _tile(self, tile: Window) -> np.ndarray:
-        near = self.meeting(tile)
-        shape = (tile.height, tile.width)
+    def _part(self, rows: _Tile, cols: _Tile) -> np.ndarray:
+        """What a window shows of a tile."""
+        top, left = rows.start + rows.source.start, cols.start + cols.source.start
+        shape = (rows.source.stop - rows.source.start, cols.source.stop - cols.source.start)
+        near = self.meeting(Window(top, left, *shape))
         if not len(near):
             return np.full(shape, self.fill, np.uint8)
-        return rasterize(
+        tile = rasterize(
             zip(self.geometries[near], self.codes[near].tolist(), strict=True),
-            out_shape=shape,
+            out_shape=(rows.size, cols.size),
             fill=self.fill,
-            transform=Affine.translation(tile.col, tile.row),
+            transform=Affine.translation(cols.start, rows.start),
             all_touched=self.all_touched,
             dtype="uint8",
         )
+        return tile[rows.source, cols.source]
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,9 @@ def _refuse_cut_off(path: str) -> None:
         words = int.from_bytes(file.read(28)[24:], "big")  # of 16 bits
     size = os.path.getsize(path)
     if 2 * words > size or not words:
-        raise DataError(f"{path}: cut off: it should have {2 * words or 'at least 100'} bytes, but has {size}")
+        raise DataError(
+            f"{path}: cut off: it should have {2 * words or 'at least 100'} bytes, but has {size}"
+        )
 
 
 def _read_parquet(path: str, options: VectorOptions) -> _Table:
