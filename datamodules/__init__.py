@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datamodules.datamodule import SegmentationDataModule
     from datamodules.errors import DataError
     from datamodules.geotiff import GeoTiffDataModule
+    from datamodules.labels import VectorOptions
     from datamodules.sampling import SampleKey
     from datamodules.splits import DriveSplit, FolderSplit, ListSplit, PlaceSplit, SceneSplit
     from datamodules.statistics import Normalisation, Statistics
@@ -40,6 +41,7 @@ __all__ = [
     "SceneSplit",
     "SegmentationDataModule",
     "Statistics",
+    "VectorOptions",
     "Window",
 ]
 
@@ -51,6 +53,7 @@ _MODULES = {
     "datamodule": ("SegmentationDataModule",),
     "errors": ("DataError",),
     "geotiff": ("GeoTiffDataModule",),
+    "labels": ("VectorOptions",),
     "sampling": ("SampleKey",),
     "splits": ("DriveSplit", "FolderSplit", "ListSplit", "PlaceSplit", "SceneSplit"),
     "statistics": ("Normalisation", "Statistics"),

@@ -35,6 +35,8 @@ class Item:
     label: str | None = None
     """Path of the label file."""
     window: Window | None = None
+    labelled: Window | None = None
+    """Part of the scene whose labels count here, where the window shows more of it; None: all of the window."""
 
 
 class Sample(TypedDict):

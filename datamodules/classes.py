@@ -43,7 +43,8 @@ class ClassSpec:
 
     name: str
     values: tuple[Value, ...]
-    """Pixel values, '#rrggbb' colours or class names of the layout; several are merged into this class."""
+    """Pixel values, '#rrggbb' colours, class names of the layout, or what a vector file's column holds; several
+    are merged into this class."""
     colour: Colour | None = None
     """(red, green, blue), 0..255; None: one is chosen."""
 
@@ -57,6 +58,15 @@ class Legend:
     """Values that mean 'no label'."""
     names: Mapping[str, Value] = field(default_factory=dict)
     """Every name of the layout, those of ignored values included, with its value."""
+
+
+def legend_of_texts(specs: Sequence[ClassSpec], ignore: Sequence[Value]) -> Legend:
+    """For labels whose values are any text, as in a column of a vector file: the texts in use, numbered."""
+    values = [*(value for spec in specs for value in spec.values), *ignore]
+    texts = [value for value in values if isinstance(value, str)]
+    if 0 < len(texts) < len(values):
+        raise DataError(f"classes mix text ({texts[0]!r}) and numbers: a column holds one or the other")
+    return Legend(classes=(), names={text: number for number, text in enumerate(dict.fromkeys(texts))})
 
 
 def parse_colour(text: str) -> Colour:

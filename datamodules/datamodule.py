@@ -22,7 +22,14 @@ from datamodules.batch import Batch, Item, Sample, to_device
 from datamodules.classes import Classes
 from datamodules.datasets import EvaluationDataset, Reader, TrainingDataset, collate
 from datamodules.errors import DataError
-from datamodules.sampling import ClassPositions, EpochSampler, Region, WindowPlan, find_classes
+from datamodules.sampling import (
+    ClassPositions,
+    EpochSampler,
+    Region,
+    WindowPlan,
+    find_classes,
+    near_labels,
+)
 from datamodules.splits import Splits, shared_groups
 from datamodules.statistics import (
     Moments,
@@ -59,6 +66,8 @@ class SegmentationDataModule(LightningDataModule):
     """Images without label and labels without image."""
     notes: list[str]
     """What the user should know about the data, in sentences."""
+    sparse: bool = False
+    """Whether most of the ground is unlabelled, so that training windows are drawn near labels."""
 
     def __init__(
         self,
@@ -175,12 +184,17 @@ class SegmentationDataModule(LightningDataModule):
         """Indexed by `SampleKey`; an epoch has len() of them."""
         self._scan_once()
         regions = self._training_regions()
+        positions = self._positions(regions) if self.rare_class_crops or self.sparse else None
+        if self.sparse and positions is not None:
+            regions = near_labels(regions, positions)
+            if not any(region.area for region in regions):
+                raise DataError(f"{self.root}: no valid pixel of the training split is labelled")
         plan = WindowPlan(
             regions,
             size=self.augment.reach,
             length=self.samples_per_epoch or self._samples_to_cover(regions),
             min_valid=self.min_valid,
-            positions=self._positions(regions) if self.rare_class_crops else None,
+            positions=positions,
             rare_share=self.rare_class_crops,
         )
         return TrainingDataset(

@@ -1,24 +1,25 @@
-"""GeoTIFF scenes: a data module for rasters of any size, band count and number type, with label rasters."""
+"""GeoTIFF scenes: a data module for rasters of any size, band count and number type, with their labels."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from datamodules.augment import Augment
 from datamodules.batch import IGNORE, Item, Sample, Window
-from datamodules.classes import Classes, ClassSpec, Value
+from datamodules.classes import Classes, ClassSpec, Value, legend_of_texts
 from datamodules.datamodule import SegmentationDataModule
 from datamodules.datasets import EvaluationDataset, RawSample
 from datamodules.errors import DataError
+from datamodules.labels import Labels, RasterLabels, VectorLabels, VectorOptions, is_vector, open_vectors
 from datamodules.layouts import Listing, geotiff
 from datamodules.raster import (
     Grid,
@@ -46,26 +47,15 @@ from datamodules.splits import (
     split_by_scene,
 )
 from datamodules.statistics import cached, fingerprint, load_arrays
-from datamodules.tiling import spread, tile
+from datamodules.tiling import Tile, spread, tile, widen
+
+if TYPE_CHECKING:
+    from datamodules.vectors import VectorFiles
 
 READ_SIDE = 512
 """Side of the windows in which whole scenes are read for statistics and checks."""
 
 Found = TypeVar("Found")
-
-
-@dataclass(frozen=True)
-class Labels:
-    """How a label raster is read for its scene."""
-
-    path: str
-    grid: Grid
-    """Its own; the scene's where it isn't georeferenced."""
-    aligned: bool
-    """Has the very pixels of the scene's grid; else it is warped to it."""
-    bands: tuple[int, ...]
-    nodata: float | None
-    masked: bool
 
 
 @dataclass(frozen=True)
@@ -89,10 +79,9 @@ class Scene:
 class SceneReader:
     """Reads windows of scenes with their labels; see `datamodules.datasets.Reader`."""
 
-    def __init__(self, scenes: Mapping[str, Scene], classes: Classes | None) -> None:
-        """scenes: by path; classes: None if no item has a label."""
+    def __init__(self, scenes: Mapping[str, Scene]) -> None:
+        """scenes: by path."""
         self.scenes = scenes
-        self.classes = classes
         self.pool = Pool()
 
     def grid(self, item: Item) -> Grid:
@@ -143,23 +132,16 @@ class SceneReader:
 
     def _mask(self, scene: Scene, item: Item) -> np.ndarray:
         window = item.window or scene.grid.window
-        labels = scene.labels
-        if labels is None or item.label is None:
+        if scene.labels is None or item.label is None:
             return np.full((window.height, window.width), IGNORE, np.uint8)
-        assert self.classes is not None
-        if labels.aligned:
-            file, masked = self.pool.file(labels.path), labels.masked
-        else:
-            use_nodata = labels.nodata is not None
-            file, masked = self.pool.warped(labels.path, labels.grid, scene.grid, use_nodata=use_nodata), True
-        raster = read_window(file, window, bands=labels.bands, nodata=labels.nodata, masked=masked)
-        values = raster.values.transpose(1, 2, 0) if self.classes.are_colours else raster.values[0]
-        source = f"{labels.path} (window at row {window.row}, column {window.col})"
-        return self.classes.lookup(values, source=source, valid=raster.valid)
+        mask = scene.labels.read(window, self.pool)
+        if item.labelled is not None:
+            mask[_outside(item.labelled, window)] = IGNORE
+        return mask
 
 
 class GeoTiffDataModule(SegmentationDataModule):
-    """Scenes and label rasters below `root`: random windows to train on, a grid of windows to evaluate on."""
+    """Scenes and their labels below `root`: random windows to train on, a grid of windows to evaluate on."""
 
     def __init__(
         self,
@@ -169,6 +151,7 @@ class GeoTiffDataModule(SegmentationDataModule):
         ignore: Sequence[Value] = (),
         images: str = "images/*.tif",
         labels: str = "labels/{name}.tif",
+        vector: VectorOptions | None = None,
         split: Split = FolderSplit(),  # noqa: B008 (frozen)
         bands: Sequence[str] | None = None,
         use_bands: Sequence[str] | None = None,
@@ -189,14 +172,16 @@ class GeoTiffDataModule(SegmentationDataModule):
         seed: int = 0,
         cache_dir: str | Path | None = None,
     ) -> None:
-        """images, labels: see `datamodules.layouts.geotiff.scan`.
+        """images, labels: see `datamodules.layouts.geotiff.scan`; labels with the suffix of a vector file
+        (.geojson, .gpkg, .shp, .fgb, .parquet) are shapes, whose classes' values are those of a column.
+        vector: how these are read; default: VectorOptions().
         bands: names of the files' bands in order; default: from the files, else B1, B2...
         use_bands: bands that the model sees, in this order; default: all.
         nodata: overrides the files' nodata value. resolution: ground size of a pixel, in units of each
         scene's CRS, to which it is resampled (bilinear; labels: nearest).
         chip: side in pixels of training and evaluation windows; it replaces the augmentation's own crop.
         chips_per_epoch: default: enough to cover the valid training area once.
-        min_valid: smallest share of valid pixels of a training window.
+        min_valid: smallest share of valid pixels of a training window, except near sparse labels.
         rare_class_crops: share of training windows centred on a pixel of a class drawn uniformly.
         on_error: 'skip' reads every file once before training, and leaves out what fails.
         """
@@ -218,7 +203,13 @@ class GeoTiffDataModule(SegmentationDataModule):
         )
         if not 0 <= eval_overlap < 1:
             raise DataError(f"eval_overlap is {eval_overlap:g}; allowed: from 0 to below 1")
-        self.classes = Classes(classes, ignore=ignore)
+        if vector is not None and not is_vector(labels):
+            raise DataError(f"vector is for vector files only, but labels is {labels!r}")
+        self.vector = (vector or VectorOptions()) if is_vector(labels) else None
+        legend = None if self.vector is None else legend_of_texts(classes, ignore)
+        self.classes = Classes(classes, ignore=ignore, legend=legend)
+        self._as_given = tuple(classes), tuple(ignore)
+        self.sparse = self.vector is not None and self.vector.background is None
         self.images = images
         self.labels = labels
         self.split = split
@@ -232,11 +223,14 @@ class GeoTiffDataModule(SegmentationDataModule):
         self._scenes: dict[str, Scene] = {}
         self._regions: list[Region] | None = None
         self._claimed: Counter[float] = Counter()
+        self._faults: dict[str, Counter[str]] = {}
+        self._files: VectorFiles | None = None
 
     def scan(self) -> None:
         """Finds, checks and splits the scenes, from the files' headers alone (unless on_error is 'skip')."""
         self.skipped, self.unmatched, self.notes = [], [], []
-        self._regions, self._claimed = None, Counter()
+        self._regions, self._claimed, self._faults = None, Counter(), {}
+        self._files = None if self.vector is None else open_vectors(self.vector, *self._as_given)
         folders = self._list()
         items = [item for group in folders.values() for item in group]
         headers = self._each(items, lambda item: read_header(item.image, bands=self.band_names))
@@ -246,17 +240,20 @@ class GeoTiffDataModule(SegmentationDataModule):
         with_crs = sum(header.grid.crs is not None for header in headers.values())
         scenes = self._each(items, lambda item: self._labelled_scene(item, headers[item.id], with_crs))
         self._scenes = {headers[id].path: scene for id, scene in scenes.items()}
-        items = [item for item in items if item.id in scenes]
+        items = self._with_shapes([item for item in items if item.id in scenes])
         self.notes += [
             f"label value {value:g} is nodata in {count} label files, but listed as a class, so it is a class"
             for value, count in self._claimed.items()
         ]
+        self.notes += _describe_faults(self._faults)
         bad = self._unreadable(items) if self.on_error == "skip" else {}
         self.skipped += [(item.image, bad[item.id]) for item in items if item.id in bad]
         usable = {item.id for item in items}.difference(bad)
         self.items = self._split(
             {name: [item for item in group if item.id in usable] for name, group in folders.items()}
         )
+        if self.sparse:
+            self._leave_out_unlabelled()
         if not self.items["train"]:
             raise DataError(f"{self.root}: no usable training scene is left{_listed(self.skipped)}")
 
@@ -266,7 +263,7 @@ class GeoTiffDataModule(SegmentationDataModule):
             self.scan()
         items = [Item(id=str(path), group=str(path), image=str(path)) for path in paths]
         scenes = {item.image: self._scene(self._header(item.image)) for item in items}
-        reader = SceneReader(scenes, None)
+        reader = SceneReader(scenes)
         self._check_inputs(items, reader)
         return EvaluationDataset(items, reader=reader, normalisation=self.normalisation)
 
@@ -277,13 +274,13 @@ class GeoTiffDataModule(SegmentationDataModule):
         scene = self._scene(self._header(path))
         windows = spread(scene.grid.height, scene.grid.width, size=READ_SIDE // 2)
         items = [Item(id=path, group=path, image=path, window=window) for window in windows]
-        self._check_inputs(items, SceneReader({path: scene}, None))
+        self._check_inputs(items, SceneReader({path: scene}))
         return scene
 
     # ---------------------------------------------------------------- for the base
 
     def _reader(self) -> SceneReader:
-        return SceneReader(self._scenes, self.classes)
+        return SceneReader(self._scenes)
 
     def _training_regions(self) -> list[Region]:
         """Regions with any valid pixel; the others are named in `skipped`."""
@@ -293,6 +290,10 @@ class GeoTiffDataModule(SegmentationDataModule):
                 for item in self.items["train"]
             ]
             regions = [_region(*pair) for pair in zip(items, self._footprints(items), strict=True)]
+            if self.sparse:
+                regions = [
+                    replace(region, ground=self._scenes[region.item.image].grid.window) for region in regions
+                ]
             empty = [region.item for region in regions if region.area == 0]
             self.skipped += [(item.image, f"{item.id}: has no valid pixel (all nodata)") for item in empty]
             self._regions = [region for region in regions if region.area > 0]
@@ -301,7 +302,16 @@ class GeoTiffDataModule(SegmentationDataModule):
         return self._regions
 
     def _windows(self, region: Region) -> list[Item]:
-        return self._pieces(replace(region.item, window=region.window))
+        pieces = self._pieces(replace(region.item, window=region.window))
+        return pieces if region.ground is None else [self._widened(each, region.ground) for each in pieces]
+
+    def _widened(self, piece: Item, ground: Window) -> Item:
+        """A piece with the ground around it that training windows show, so that statistics are of that, too."""
+        own = piece.window
+        assert own is not None
+        size = (max(own.height, self.chip[0]), max(own.width, self.chip[1]))
+        whole = Tile(own, Window(0, 0, own.height, own.width))
+        return replace(piece, window=widen(whole, size, ground).window, labelled=own)
 
     def _evaluation_dataset(self, split: str) -> Dataset[Sample]:
         pairs = [
@@ -310,9 +320,7 @@ class GeoTiffDataModule(SegmentationDataModule):
                 each.core,
             )
             for item in self.items[split]
-            for each in tile(
-                item.window or self._scenes[item.image].grid.window, size=self.chip, overlap=self.eval_overlap
-            )
+            for each in self._evaluation_tiles(item)
         ]
         return EvaluationDataset(
             [item for item, _ in pairs],
@@ -322,8 +330,31 @@ class GeoTiffDataModule(SegmentationDataModule):
             cores=[core for _, core in pairs],
         )
 
+    def _evaluation_tiles(self, item: Item) -> list[Tile]:
+        """Windows whose cores cover the item; where labels are sparse, those with a label, and as much of the
+        scene around it as a chip shows."""
+        scene = self._scenes[item.image]
+        tiles = tile(item.window or scene.grid.window, size=self.chip, overlap=self.eval_overlap)
+        if not self.sparse or scene.labels is None:
+            return tiles
+        return [widen(each, self.chip, scene.grid.window) for each in tiles if scene.labels.touches(each.own)]
+
     def _facts(self) -> dict[str, object]:
-        return {"nodata": self.nodata, "resolution": self.resolution, "names": self.band_names}
+        facts: dict[str, object] = {
+            "nodata": self.nodata,
+            "resolution": self.resolution,
+            "names": self.band_names,
+        }
+        return facts if self.vector is None else facts | self._vector_facts()
+
+    def _vector_facts(self) -> dict[str, object]:
+        """Options, values, and the states of the files beside shapefiles, which hold column and CRS."""
+        assert self.vector is not None
+        scenes = [scene.labels for scene in self._scenes.values()]
+        paths = {Path(labels.path) for labels in scenes if isinstance(labels, VectorLabels)}
+        beside = [path.with_suffix(suffix) for path in sorted(paths) for suffix in (".dbf", ".prj", ".cpg")]
+        states = [(path.stat().st_size, path.stat().st_mtime_ns) for path in beside if path.is_file()]
+        return {"vector": asdict(self.vector), "values": self._as_given, "beside": states}
 
     # ---------------------------------------------------------------- files
 
@@ -423,6 +454,18 @@ class GeoTiffDataModule(SegmentationDataModule):
             save=lambda arrays, file: np.savez_compressed(file, *arrays),
         )
 
+    def _leave_out_unlabelled(self) -> None:
+        """Items without a shape: nothing is learned and nothing is scored there."""
+        for split, items in self.items.items():
+            kept = [item for item in items if self._may_be_labelled(item)]
+            if len(kept) < len(items):
+                self.notes.append(f"{split}: {len(items) - len(kept)} of {len(items)} regions hold no shape")
+            self.items[split] = kept
+
+    def _may_be_labelled(self, item: Item) -> bool:
+        scene = self._scenes[item.image]
+        return scene.labels is not None and scene.labels.touches(item.window or scene.grid.window)
+
     # ---------------------------------------------------------------- scenes
 
     def _choose_bands(self, headers: Sequence[Header]) -> tuple[str, ...]:
@@ -458,12 +501,45 @@ class GeoTiffDataModule(SegmentationDataModule):
         """with_crs: number of scenes that have a CRS."""
         if header.grid.crs is None and with_crs:
             raise DataError(f"{header.path}: has no CRS, but {with_crs} other scenes have one")
-        scene = self._scene(header)
-        return replace(scene, labels=self._labels(item, scene))
-
-    def _labels(self, item: Item, scene: Scene) -> Labels:
         assert item.label is not None
-        header = read_header(item.label)
+        scene = self._scene(header)
+        return replace(scene, labels=self._labels(item.label, scene))
+
+    def _labels(self, path: str, scene: Scene) -> Labels:
+        if self._files is None:
+            return self._raster_labels(path, scene)
+        labels = VectorLabels(path, scene.grid, self._files)
+        self._faults[path] = self._files.shapes(path).faults
+        problem = labels.miss()
+        if problem is not None and "{name}" in self.labels and not self._is_all_background(path):
+            raise DataError(problem)
+        return labels
+
+    def _is_all_background(self, path: str) -> bool:
+        """Whether a vector file without any shape says that its whole scene is background."""
+        assert self.vector is not None
+        assert self._files is not None
+        return self.vector.background is not None and not len(self._files.shapes(path).geometries)
+
+    def _with_shapes(self, items: list[Item]) -> list[Item]:
+        """The items that a vector file labels: where it serves all scenes, those that hold a shape of it, or
+        all of them if there is a background."""
+        if self.vector is None or "{name}" in self.labels:
+            return items
+        labels = {item.id: self._scenes[item.image].labels for item in items}
+        missed = {id: each.miss() for id, each in labels.items() if isinstance(each, VectorLabels)}
+        kept = [item for item in items if missed[item.id] is None]
+        if not kept:
+            raise DataError(next(problem for problem in missed.values() if problem is not None))
+        empty = len(items) - len(kept)
+        if not empty:
+            return items
+        what = "left out" if self.vector.background is None else f"all '{self.vector.background}'"
+        self.notes.append(f"{empty} of {len(items)} scenes hold no shape of {self.labels}: they are {what}")
+        return kept if self.vector.background is None else items
+
+    def _raster_labels(self, path: str, scene: Scene) -> RasterLabels:
+        header = read_header(path)
         bands = 3 if self.classes.are_colours else 1
         if len(header.indexes) != bands:
             raise DataError(
@@ -475,13 +551,15 @@ class GeoTiffDataModule(SegmentationDataModule):
             self._claimed[nodata] += 1
             nodata = None
         grid = _label_grid(header, scene.header)
-        return Labels(
+        return RasterLabels(
             path=header.path,
             grid=grid,
+            scene=scene.grid,
             aligned=grid.matches(scene.grid),
             bands=header.indexes,
             nodata=nodata,
             masked=header.masked,
+            classes=self.classes,
         )
 
     # ---------------------------------------------------------------- splits
@@ -505,18 +583,31 @@ class GeoTiffDataModule(SegmentationDataModule):
         if without:
             raise DataError(f"{without[0]}: has no CRS, so it can't be split by place")
         splits, left_out = split_by_place(
-            items,
+            [self._labelled_part(item) for item in items] if self.sparse else items,
             grids,
             block=split.block,
             gap=split.gap,
             val=split.val,
             test=split.test,
             seed=split.seed,
-            min_side=self.chip[0] // 8,
+            min_side=1 if self.sparse else self.chip[0] // 8,  # sparse: windows show what is around, too
+            amount=self._count_labels if self.sparse else None,
         )
+        kind = "pixels"
+        if self.sparse:
+            kept = sum(self._count_labels(item) for group in splits.values() for item in group)
+            left_out, kind = 1 - kept / sum(map(self._count_labels, items)), "labelled pixels"
         if left_out > 0:
-            self.notes.append(f"split by place: {left_out:.1%} of the pixels lie in gaps or at blocks' edges")
+            self.notes.append(f"split by place: {left_out:.1%} of the {kind} lie in gaps or at blocks' edges")
         return splits
+
+    def _labelled_part(self, item: Item) -> Item:
+        labels = self._scenes[item.image].labels
+        return item if labels is None else replace(item, window=labels.extent())
+
+    def _count_labels(self, item: Item) -> int:
+        """Labelled pixels."""
+        return int((self._reader().read_mask(item) != IGNORE).sum()) if self._may_be_labelled(item) else 0
 
 
 def _label_grid(label: Header, scene: Header) -> Grid:
@@ -532,6 +623,24 @@ def _label_grid(label: Header, scene: Header) -> Grid:
     if not grid.overlaps(own):
         raise DataError(f"{label.path}: covers no part of its scene {scene.path} (it has {sizes})")
     return own
+
+
+def _describe_faults(faults: Mapping[str, Counter[str]]) -> list[str]:
+    """faults: how many shapes what is true of, by vector file; a line for each."""
+    lines = []
+    for text in dict.fromkeys(text for each in faults.values() for text in each):
+        counts = {path: each[text] for path, each in faults.items() if each[text]}
+        where = next(iter(counts)) if len(counts) == 1 else f"{len(counts)} vector files"
+        lines.append(f"{sum(counts.values())} shapes in {where} {text}")
+    return lines
+
+
+def _outside(inside: Window, window: Window) -> np.ndarray:
+    """(H, W) bool: which pixels of a window lie outside of another one."""
+    rows = np.arange(window.row, window.row + window.height) - inside.row
+    cols = np.arange(window.col, window.col + window.width) - inside.col
+    within = ((rows >= 0) & (rows < inside.height))[:, None] & ((cols >= 0) & (cols < inside.width))
+    return np.asarray(~within)
 
 
 def _region(item: Item, footprint: np.ndarray) -> Region:

@@ -67,6 +67,10 @@ class Region:
     """Valid pixels."""
     footprint: np.ndarray | None = None
     """(h, w) bool: a coarse picture of which pixels of `window` are valid; None: all are."""
+    ground: Window | None = None
+    """What windows may show, where only the labels of `window` count; None: of `window` alone."""
+    labelled: np.ndarray | None = None
+    """(n, 2) int64: row, col (of the scene) of pixels near which windows lie; None: they lie anywhere."""
 
     def valid_share(self, window: Window) -> float:
         """Share of valid pixels of a window inside the region, from the footprint."""
@@ -126,6 +130,16 @@ def find_classes(
     return ClassPositions(tuple(rng.permutation(rows)[:limit] for rows in merged))
 
 
+def near_labels(regions: Sequence[Region], positions: ClassPositions) -> list[Region]:
+    """Regions of scenes that are mostly unlabelled: windows lie near labels; the area is that of labelled cells."""
+    pixels = np.concatenate(positions.pixels)
+    found = [pixels[pixels[:, 0] == index, 1:] for index in range(len(regions))]
+    return [
+        replace(region, labelled=labelled, area=float(CELL * CELL * len(labelled)))
+        for region, labelled in zip(regions, found, strict=True)
+    ]
+
+
 def class_pixels(mask: np.ndarray, num_classes: int, *, rng: np.random.Generator) -> list[np.ndarray]:
     """For each class, one pixel of every cell of the mask (H, W) that holds it: (n, 2) row, col."""
     height, width = (-(-side // CELL) * CELL for side in mask.shape)
@@ -180,7 +194,8 @@ class WindowPlan:
 
         rng: the sample's own generator.
         """
-        rare = None
+        rare: tuple[int, int, int] | None = None
+        centre: tuple[int, int] | None = None
         if self.positions is not None and rng.random() < self.rare_share:
             rare = self.positions.draw(rng)
         if rare is not None:
@@ -190,9 +205,13 @@ class WindowPlan:
             centre = (row - window.row, col - window.col)
         else:
             region = self.regions[self.slots(key.seed, key.epoch)[key.index]]
-            window = self._enough_valid(region, rng)
-            centre = None
-        return replace(region.item, id=f"{region.item.id}@{window.row},{window.col}", window=window), centre
+            if region.labelled is None:
+                window = self._enough_valid(region, rng)
+            else:
+                window, centre = self._near_label(region, region.labelled, rng)
+        name = f"{region.item.id}@{window.row},{window.col}"
+        labelled = None if region.ground is None else region.window
+        return replace(region.item, id=name, window=window, labelled=labelled), centre
 
     def slots(self, seed: int, epoch: int) -> np.ndarray:
         """(length,) region index of every sample of the epoch."""
@@ -204,6 +223,17 @@ class WindowPlan:
             found = np.minimum(np.searchsorted(edges, points, side="right"), len(order) - 1)
             self._slots = ((seed, epoch), order[found])
         return self._slots[1]
+
+    def _near_label(
+        self, region: Region, labelled: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Window, tuple[int, int]]:
+        """A window that shows a labelled pixel anywhere near its middle, and the pixel in its middle."""
+        row, col = labelled[rng.integers(len(labelled))].tolist()
+        # a quarter of the side: the label is still seen after zooming in twice
+        row += int(rng.integers(-(self.size[0] // 4), self.size[0] // 4 + 1))
+        col += int(rng.integers(-(self.size[1] // 4), self.size[1] // 4 + 1))
+        window = self._around(region, row, col)
+        return window, (row - window.row, col - window.col)
 
     def _enough_valid(self, region: Region, rng: np.random.Generator) -> Window:
         """The first of TRIES random windows with min_valid valid pixels, else the best of them.
@@ -230,8 +260,9 @@ class WindowPlan:
         return Window(row, col, height, width)
 
     def _around(self, region: Region, row: int, col: int) -> Window:
-        top, height = _centred_span(region.window.row, region.window.height, self.size[0], row)
-        left, width = _centred_span(region.window.col, region.window.width, self.size[1], col)
+        ground = region.ground or region.window
+        top, height = _centred_span(ground.row, ground.height, self.size[0], row)
+        left, width = _centred_span(ground.col, ground.width, self.size[1], col)
         return Window(top, left, height, width)
 
 

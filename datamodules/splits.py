@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, cos, floor, radians
 from pathlib import Path
@@ -258,23 +258,28 @@ def split_by_place(
     test: float,
     seed: int,
     min_side: int = 1,
+    amount: Callable[[Item], float] | None = None,
 ) -> tuple[Splits, float]:
     """Cuts scenes at the edges of blocks of ground; returns the splits and the share of pixels left out.
 
     Every item's window lies wholly inside its block, so ground is never in two splits, whatever
     the scenes' CRSs and overlaps. Left out are the gaps, slivers at the blocks' edges (which are not
     parallel to the pixels) and pieces narrower than `min_side` pixels.
-    grids: by image path.
+    An item with a window is cut into the blocks that its window meets. grids: by image path. amount: what
+    is shared out between the splits, of an item with a window; default: its pixels; blocks with nothing of
+    it are in no split.
     """
     if 2 * gap >= block:
         raise DataError(
             f"split by place: a gap of {gap:g} m on each side leaves nothing of a {block:g} m block"
         )
-    pieces = [(item, place) for item in items for place in _blocks(grids[item.image], block)]
+    pieces = [(item, place) for item in items for place in _blocks(grids[item.image], item.window, block)]
     sizes: dict[Block, float] = defaultdict(float)
     for item, place in pieces:
         window = _inside(grids[item.image], place.edges(block))
-        sizes[place] += 0 if window is None else window.height * window.width
+        if window is not None:
+            size = window.height * window.width
+            sizes[place] += size if amount is None else amount(replace(item, window=window))
     filled = {_name(place): size for place, size in sorted(sizes.items()) if size}
     if not filled:
         raise DataError(f"split by place: no block of {block:g} m holds a whole pixel of any scene")
@@ -306,9 +311,9 @@ def _degrees(row: int, side: float) -> tuple[float, float]:
     return high, high / max(cos(radians((row + 0.5) * high)), 0.01)
 
 
-def _blocks(grid: Grid, side: float) -> list[Block]:
-    """All blocks that the scene may touch."""
-    west, south, east, north = _outline(grid)
+def _blocks(grid: Grid, window: Window | None, side: float) -> list[Block]:
+    """All blocks that a window of the scene (None: all of it) may touch."""
+    west, south, east, north = _outline(grid, window or Window(0, 0, grid.height, grid.width))
     high, _ = _degrees(0, side)
     found = []
     for row in range(floor(south / high), ceil(north / high)):
@@ -317,12 +322,12 @@ def _blocks(grid: Grid, side: float) -> list[Block]:
     return found
 
 
-def _outline(grid: Grid) -> tuple[float, float, float, float]:
-    """west, south, east, north in degrees, from points along the scene's edges."""
+def _outline(grid: Grid, window: Window) -> tuple[float, float, float, float]:
+    """west, south, east, north in degrees, from points along a window's edges."""
     steps = np.linspace(0, 1, 21)
     zero, one = np.zeros_like(steps), np.ones_like(steps)
-    rows = np.concatenate([zero, one, steps, steps]) * grid.height
-    cols = np.concatenate([steps, steps, zero, one]) * grid.width
+    rows = window.row + np.concatenate([zero, one, steps, steps]) * window.height
+    cols = window.col + np.concatenate([steps, steps, zero, one]) * window.width
     lons, lats = grid.to_lonlat(rows, cols)
     if not (np.isfinite(lons).all() and np.isfinite(lats).all()):
         raise DataError("split by place: a scene's corners have no longitude and latitude; is its CRS right?")

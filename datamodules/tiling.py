@@ -49,6 +49,20 @@ def spread(height: int, width: int, *, size: int, count: int = 4) -> list[Window
     return [Window(row, col, min(size, height), min(size, width)) for row in rows for col in cols]
 
 
+def widen(tile: Tile, size: tuple[int, int], scene: Window) -> Tile:
+    """The tile with a window of `size` (H, W) about its core, which shows more of the scene around it."""
+    own = tile.own
+    row, height = _about(own.row, own.height, size[0], scene.row, scene.height)
+    col, width = _about(own.col, own.width, size[1], scene.col, scene.width)
+    return Tile(Window(row, col, height, width), Window(own.row - row, own.col - col, own.height, own.width))
+
+
+def _about(start: int, length: int, size: int, low: int, total: int) -> tuple[int, int]:
+    """The span of `size` (or `total`, if that is less) about start..start+length, inside low..low+total."""
+    size = min(size, total)
+    return min(max(start + length // 2 - size // 2, low), low + total - size), size
+
+
 @dataclass(frozen=True, slots=True)
 class _Span:
     """One dimension of a tile; its core reaches from `first` to before `last`, counted from `start`."""

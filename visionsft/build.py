@@ -44,6 +44,8 @@ def build_data(config: Config) -> SegmentationDataModule:
     """The data module, not yet scanned."""
     options = _fields(config.data, leave_out=("kind", "classes", "split", "augment"))
     augment = _fields(config.data.augment, leave_out=("rare_class_crops",))
+    if isinstance(config.data, settings.GeoTiffData) and config.data.vector is not None:
+        options["vector"] = datamodules.VectorOptions(**_fields(config.data.vector))
     classes = config.data.classes
     return _MODULES[config.data.kind](
         **options,

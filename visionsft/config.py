@@ -325,8 +325,8 @@ class ClassSpec(Section):
         ),
     ] = Field(
         min_length=1,
-        description="what means this class in the labels: pixel values, '#rrggbb' colours, "
-        "or class names of the layout; several are merged",
+        description="what means this class in the labels: pixel values, '#rrggbb' colours, class names of "
+        "the layout, or values of a vector file's column; several are merged",
     )
     colour: str | None = Field(
         default=None, pattern=r"^#[0-9a-fA-F]{6}$", description="'#rrggbb' used in pictures"
@@ -471,6 +471,23 @@ class _Data(Section):
         return self
 
 
+class Vector(Section):
+    """How the shapes of vector files become labels."""
+
+    layer: str | None = Field(default=None, description="of the vector files; default: their only one")
+    column: str = Field(default="class", description="whose values the classes' `values` are, numbers or text")
+    all_touched: bool = Field(
+        default=False, description="a shape has every pixel that it touches, not those centred in it"
+    )
+    background: str | None = Field(
+        default=None, description="class of the ground without a shape; default: that ground is unlabelled"
+    )
+    buffer: Rate | None = Field(
+        default=None,
+        description="ground around points and lines that is theirs, in units of the scene's CRS",
+    )
+
+
 class GeoTiffData(_Data):
     kind: Literal["geotiff"]
     images: ImageTemplate = Field(
@@ -478,8 +495,10 @@ class GeoTiffData(_Data):
     )
     labels: LabelTemplate = Field(
         default="labels/{name}.tif",
-        description="an image's label raster; '{name}' is the image's stem, '{split}' its folder",
+        description="an image's label raster or vector file (.gpkg, .geojson, .shp, .fgb, .parquet); "
+        "'{name}' is the image's stem, '{split}' its folder; a vector file without '{name}' serves all images",
     )
+    vector: Vector | None = Field(default=None, description="for labels in vector files")
     split: Split = FolderSplit()
     bands: tuple[str, ...] | None = Field(
         default=None,
@@ -500,7 +519,10 @@ class GeoTiffData(_Data):
     eval_overlap: Fraction = Field(
         default=0.0, description="overlap share of neighbouring evaluation windows"
     )
-    min_valid: Share = Field(default=0.1, description="smallest share of valid pixels of a training window")
+    min_valid: Share = Field(
+        default=0.1,
+        description="smallest share of valid pixels of a training window (near sparse labels there is none)",
+    )
     augment: Augment = Augment(pipeline="nadir")
 
     @model_validator(mode="after")

@@ -26,13 +26,16 @@ class Listing:
         return [*self.images_without_label, *self.labels_without_image]
 
 
-def pair_by_name(root: Path, *, images: str, labels: str, folder: str | None = None) -> Listing:
+def pair_by_name(
+    root: Path, *, images: str, labels: str, folder: str | None = None, shared: bool = False
+) -> Listing:
     """Pairs every image below `root` with the label that bears its name, never by order.
 
     images: glob, as ``{split}/images/*.tif``; labels: path with ``{name}``, the image's stem, as
-    ``{split}/labels/{name}.tif``; folder: what ``{split}`` stands for. An item's group is its id.
+    ``{split}/labels/{name}.tif``; folder: what ``{split}`` stands for; shared: one label file may serve
+    several images, and need not have ``{name}``. An item's group is its id.
     """
-    if "{name}" not in labels:
+    if "{name}" not in labels and not shared:
         raise DataError(f"labels: {labels!r} has no '{{name}}', which stands for the image's stem")
     if not root.is_dir():
         raise DataError(f"root: {root} is not a folder")
@@ -44,7 +47,8 @@ def pair_by_name(root: Path, *, images: str, labels: str, folder: str | None = N
     # in one folder (a.tif, a_mask.tif) the glob finds labels too
     for label in set(label_of.values()).intersection(found):
         del label_of[label]
-    _refuse_shared_label(label_of)
+    if not shared:
+        _refuse_shared_label(label_of)
     items = [
         Item(id=_below(path, root), group=_below(path, root), image=str(path), label=str(label))
         for path, label in label_of.items()

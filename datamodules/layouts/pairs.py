@@ -12,16 +12,19 @@ LABEL_FORMS = ("index", "colour")
 """How the masks can be coded; what their values mean, the user says."""
 
 
-def scan(root: Path, *, images: str, labels: str, folder: str | None = None) -> Listing:
+def scan(root: Path, *, images: str, labels: str, folder: str | None = None, shared: bool = False) -> Listing:
     """Every image below `root` with the mask of its name.
 
     images: glob, e.g. ``images/{split}/*.png``; labels: path of a mask with ``{name}``, the image's stem,
-    e.g. ``masks/{split}/{name}.png``; folder: what ``{split}`` stands for, None: every folder that it fits.
+    e.g. ``masks/{split}/{name}.png``; folder: what ``{split}`` stands for, None: every folder that it fits;
+    shared: see `pair_by_name`.
     """
-    if folder is not None or "{split}" not in images or "{name}" not in labels:
-        return pair_by_name(root, images=images, labels=labels, folder=folder)
+    if folder is not None or "{split}" not in images or not ("{name}" in labels or shared):
+        return pair_by_name(root, images=images, labels=labels, folder=folder, shared=shared)
     found = split_folders(root, images=images, labels=labels)
-    return merge(pair_by_name(root, images=images, labels=labels, folder=each) for each in found)
+    return merge(
+        pair_by_name(root, images=images, labels=labels, folder=each, shared=shared) for each in found
+    )
 
 
 def split_folders(root: Path, *, images: str, labels: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datamodules.classes import Classes, ClassSpec, Legend, parse_colour
+from datamodules.classes import Classes, ClassSpec, Legend, legend_of_texts, parse_colour
 from datamodules.errors import DataError
 
 ROAD, CAR = ClassSpec("road", (7,)), ClassSpec("vehicle", (26, 27))
@@ -132,3 +132,15 @@ def test_parse_colour():
     assert parse_colour("#80FF00") == (128, 255, 0)
     with pytest.raises(DataError, match="'red'"):
         parse_colour("red")
+
+
+def test_texts_are_numbered():
+    specs = (ClassSpec("ground", ("bare", "sand")), ClassSpec("water", ("#water",)))
+    classes = Classes(specs, ignore=("cloud",), legend=legend_of_texts(specs, ("cloud",)))
+    assert not classes.are_colours
+    assert [spec.values for spec in classes.specs] == [(0, 1), (2,)]
+    assert classes.ignore == (3,)
+    assert len(np.unique(classes.colours, axis=0)) == 2
+    assert legend_of_texts((ClassSpec("a", (1,)),), (2,)).names == {}
+    with pytest.raises(DataError, match=r"classes mix text \('bare'\) and numbers"):
+        legend_of_texts(specs, (255,))

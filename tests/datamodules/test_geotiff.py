@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
+import shapely
 import torch
 from lightning import LightningModule, Trainer
 
@@ -18,6 +21,7 @@ from datamodules.batch import IGNORE
 from datamodules.classes import ClassSpec
 from datamodules.errors import DataError
 from datamodules.geotiff import GeoTiffDataModule
+from datamodules.labels import VectorOptions
 from datamodules.sampling import SampleKey
 from datamodules.splits import DriveSplit, FolderSplit, ListSplit, PlaceSplit, SceneSplit
 from datamodules.statistics import Normalisation
@@ -631,6 +635,220 @@ def test_it_trains_with_a_plain_lightning_trainer(root):
     )
     trainer.fit(model, datamodule=module(root, chips_per_epoch=4))
     assert model.epochs == [0, 0, 1, 1]
+
+
+# ------------------------------------------------------------------------------- vector labels
+
+NAMED = (ClassSpec("ground", ("ground",)), ClassSpec("water", ("water", "ice")))
+FOLDERS = {1: "train", 2: "train", 3: "train", 4: "val", 5: "test"}
+
+
+def pixel_box(seed: int, *pixels: float) -> shapely.Polygon:
+    """left, top, right, bottom in pixels of the scene."""
+    left, top, right, bottom = pixels
+    west, north = 500_000.0 + 1000 * seed, 5_400_000.0
+    return shapely.box(west + 10 * left, north - 10 * bottom, west + 10 * right, north - 10 * top)
+
+
+def write_shapes(path: Path, shapes: list[tuple[shapely.Polygon, str]]) -> None:
+    wkb = np.array([shapely.to_wkb(shape) for shape, _ in shapes], object)
+    values = np.array([value for _, value in shapes], object)
+    drivers = {".gpkg": "GPKG", ".shp": "ESRI Shapefile"}
+    pyogrio.raw.write(
+        path, wkb, [values], ["class"], driver=drivers[path.suffix], geometry_type="Polygon", crs="EPSG:32633"
+    )
+
+
+def shapes_of(seed: int) -> list[tuple[shapely.Polygon, str]]:
+    """Ground in the upper left corner, water and ice in the middle."""
+    return [
+        (pixel_box(seed, 12, 3, 20, 9), "ground"),
+        (pixel_box(seed, 30, 30, 38, 35), "water"),
+        (pixel_box(seed, 30, 35, 38, 40), "ice"),
+    ]
+
+
+@pytest.fixture
+def shapes(root: Path) -> Path:
+    for seed, folder in FOLDERS.items():
+        write_shapes(root / folder / f"labels/s{seed}.gpkg", shapes_of(seed))
+    return root
+
+
+def vectors(root: Path, **options: Any) -> GeoTiffDataModule:
+    settings = {"classes": NAMED, "labels": "{split}/labels/{name}.gpkg", "chip": 16} | options
+    return module(root, **settings)
+
+
+def drawn(seed: int) -> np.ndarray:
+    """(60, 50) uint8: what `shapes_of` labels."""
+    mask = np.full((60, 50), IGNORE, np.uint8)
+    mask[3:9, 12:20], mask[30:40, 30:38] = 0, 1
+    return mask
+
+
+def test_vector_labels_become_masks(shapes):
+    data = vectors(shapes)
+    data.setup("fit")
+    assert data.classes.names == ("ground", "water")
+    for item, seed in zip(data.items["train"], (1, 2, 3), strict=True):
+        np.testing.assert_array_equal(data._reader().read(item).mask, drawn(seed))
+    assert data.statistics.class_counts.tolist() == [3 * 48, 3 * 80]
+    assert data.notes == []
+
+
+def test_training_windows_lie_near_sparse_labels(shapes):
+    """Of 50 x 60 pixels 128 are labelled: windows drawn anywhere would mostly miss them."""
+    data = vectors(shapes, augment=Augment("nadir", scale=(0.8, 1.25)), chips_per_epoch=60, batch_size=1)
+    masks = [batch["mask"][0] for batch in data.train_dataloader()]
+    assert all((mask != IGNORE).any() for mask in masks)
+    assert 0.25 < np.mean([bool((mask == 0).any()) for mask in masks]) < 0.75
+    positions = {int((mask != IGNORE).nonzero()[0, 0]) for mask in masks}
+    assert len(positions) > 5  # labels lie anywhere in the windows
+    assert len(vectors(shapes).training_dataset()) == 3 * 2 * 64 * 64 // 16**2
+
+
+def test_vector_labels_do_not_depend_on_workers(shapes):
+    options: dict[str, Any] = {"augment": Augment("nadir"), "chips_per_epoch": 8, "rare_class_crops": 0.5}
+    for one, other in zip(
+        collect(vectors(shapes, **options)), collect(vectors(shapes, workers=2, **options)), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_ground_without_a_shape_can_be_a_class(shapes):
+    data = vectors(shapes, vector=VectorOptions(background="ground"))
+    data.setup("fit")
+    np.testing.assert_array_equal(data._reader().read_mask(data.items["val"][0]), (drawn(4) == 1).astype(int))
+    assert data.statistics.class_counts.sum() == 3 * 60 * 50 - 100  # of the nodata corner
+    assert not data.sparse
+
+
+def test_one_vector_file_serves_all_scenes(root):
+    write_shapes(root / "all.gpkg", [shape for seed in (1, 3, 4, 5) for shape in shapes_of(seed)])
+    data = vectors(root, labels="all.gpkg")
+    data.scan()
+    assert [len(items) for items in data.items.values()] == [2, 1, 1]
+    assert data.notes == ["1 of 5 scenes hold no shape of all.gpkg: they are left out"]
+    np.testing.assert_array_equal(data._reader().read_mask(data.items["test"][0]), drawn(5))
+    data = vectors(root, labels="all.gpkg", vector=VectorOptions(background="ground"))
+    data.scan()
+    assert [len(items) for items in data.items.values()] == [3, 1, 1]
+    assert data.notes == ["1 of 5 scenes hold no shape of all.gpkg: they are all 'ground'"]
+    write_shapes(root / "all.gpkg", [(pixel_box(50, 0, 0, 9, 9), "water")])
+    with pytest.raises(DataError, match=r"all\.gpkg: none of its 1 shapes lies within the scene"):
+        data.scan()
+
+
+def test_sparse_labels_are_split_by_place(root, write_raster):
+    """Windows show ground of other blocks, but never their labels."""
+    image = np.random.default_rng(0).integers(1, 4000, (4, 300, 300)).astype(np.uint16)
+    write_raster(root / "one/big.tif", image, names=BANDS)
+    places = [(100 + 20 * row, 100 + 20 * col) for row in range(5) for col in range(5)]
+    boxes = [pixel_box(0, col, row, col + 12, row + 12) for row, col in places]
+    write_shapes(root / "one/big.gpkg", list(zip(boxes, ["ground", "water", "ice"] * 9, strict=False)))
+    data = vectors(
+        root, images="one/*.tif", labels="one/{name}.gpkg", chip=32, chips_per_epoch=60, batch_size=1,
+        split=PlaceSplit(block=200.0, gap=20.0, val=0.3, test=0.0),
+    )  # fmt: skip
+    data.setup("fit")
+    labelled = {"train": np.zeros((300, 300), int), "val": np.zeros((300, 300), int)}
+    for split, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader())):
+        for batch in loader:
+            assert batch["image"].shape[2:] == (32, 32)
+            assert batch["valid"].all()
+            window, mask = batch["item"][0].window, batch["mask"][0].numpy()
+            part = labelled[split][window.row : window.row + 32, window.col : window.col + 32]
+            part += mask != IGNORE
+    assert labelled["val"].max() == 1  # scored once
+    assert not (labelled["train"].astype(bool) & labelled["val"].astype(bool)).any()
+    shares = [(each > 0).sum() / (25 * 144) for each in labelled.values()]
+    assert shares[0] > 0.3
+    assert 0.1 < shares[1] < 0.4
+
+
+def test_statistics_are_made_again_when_vector_labels_change(shapes):
+    def count(**options: Any) -> list[int]:
+        data = vectors(shapes, labels="{split}/labels/{name}.shp", **options)
+        data.setup("fit")
+        return data.statistics.class_counts.tolist()
+
+    for seed, folder in FOLDERS.items():
+        write_shapes(shapes / folder / f"labels/s{seed}.shp", shapes_of(seed))
+    assert count() == [144, 240]
+    assert count(vector=VectorOptions(background="water")) == [144, 9000 - 144 - 100]
+    assert count(classes=(ClassSpec("ground", ("ground", "ice")), ClassSpec("water", ("water",)))) == [
+        264,
+        120,
+    ]
+    table = shapes / "train/labels/s1.dbf"  # holds the classes, beside the .shp
+    table.write_bytes(table.read_bytes().replace(b"ground", b"water "))
+    assert count() == [96, 288]
+
+
+def test_vector_options_are_checked(root, shapes, monkeypatch):
+    with pytest.raises(DataError, match=r"vector is for vector files only, but labels is .*tif"):
+        module(root, vector=VectorOptions())
+    with pytest.raises(DataError, match=r"no class is named 'grund'.*; did you mean 'ground'"):
+        vectors(shapes, vector=VectorOptions(background="grund")).scan()
+    with pytest.raises(DataError, match=r"vector.buffer is 0; allowed: above 0"):
+        VectorOptions(buffer=0)
+    with pytest.raises(DataError, match=r"classes mix text \('ground'\) and numbers"):
+        vectors(shapes, ignore=(3,))
+    monkeypatch.delitem(sys.modules, "datamodules.vectors")
+    monkeypatch.setitem(sys.modules, "pyogrio", None)
+    with pytest.raises(DataError, match=r"need pip install 'visionsft\[vectors\]'"):
+        vectors(shapes).scan()
+
+
+def test_shapes_outside_their_scene(shapes):
+    write_shapes(shapes / "train/labels/s1.gpkg", shapes_of(3))
+    breaks(
+        shapes,
+        r"s1\.gpkg: none of its 3 shapes lies within",
+        classes=NAMED,
+        labels="{split}/labels/{name}.gpkg",
+    )
+
+
+def test_an_empty_vector_file_means_background_or_nothing(shapes):
+    write_shapes(shapes / "train/labels/s1.gpkg", [])
+    data = vectors(shapes, vector=VectorOptions(background="ground"))
+    data.scan()
+    assert (data._reader().read_mask(data.items["train"][0]) == 0).all()
+    breaks(shapes, r"s1\.gpkg: holds no shape", classes=NAMED, labels="{split}/labels/{name}.gpkg")
+
+
+def test_faults_of_all_vector_files_are_summed_up(shapes):
+    for seed in (1, 2):
+        over = (pixel_box(seed, 12, 3, 15, 9), "water")
+        write_shapes(shapes / f"train/labels/s{seed}.gpkg", [*shapes_of(seed), over])
+    data = vectors(shapes)
+    data.scan()
+    text = "lie under a later one of another class, which is drawn over them"
+    assert data.notes == [f"2 shapes in 2 vector files {text}"]
+
+
+@pytest.mark.slow
+def test_the_real_landsat_scene(shared, tmp_path):
+    folder = shared / "data/landsat"
+    names = ("water", "crop", "tree", "developed")
+    data = GeoTiffDataModule(
+        folder,
+        images="*.tif",
+        labels="{name}_polygons.gpkg",
+        vector=VectorOptions(column="name"),
+        classes=[ClassSpec(name, (name,)) for name in names],
+        split=SceneSplit(val=0.0, test=0.0),
+        chip=64,
+        normalise="data",
+        workers=0,
+        cache_dir=tmp_path,
+    )
+    data.setup("fit")
+    _, _, wkb, _ = pyogrio.raw.read(folder / "LC08_224078_20200518_polygons.gpkg")
+    areas = shapely.area(shapely.from_wkb(wkb)) / 900
+    np.testing.assert_allclose(data.statistics.class_counts, areas, rtol=0.05)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from datamodules.sampling import (
     WindowPlan,
     class_pixels,
     find_classes,
+    near_labels,
 )
 
 
@@ -172,3 +174,33 @@ def test_positions_survive_a_file(rare):
 def test_no_class_anywhere_gives_no_position():
     empty = ClassPositions((np.empty((0, 3), np.int64),) * 2)
     assert empty.draw(np.random.default_rng(0)) is None
+
+
+def test_windows_lie_near_sparse_labels_and_show_the_ground_around():
+    ground = Window(0, 0, 500, 400)
+    regions = [replace(region(name, 40, 40, row=100), ground=ground) for name in ("some", "none")]
+    pixels = np.array([[0, 100, 0], [0, 139, 39]])
+    positions = ClassPositions((pixels, np.empty((0, 3), np.int64)))
+    plan = WindowPlan(near_labels(regions, positions), size=(64, 64), length=200)
+    seen = Counter()
+    for index in range(200):
+        key = SampleKey(0, 0, index)
+        item, centre = plan.draw(key, key.rng())
+        window = item.window
+        assert (window.height, window.width) == (64, 64)
+        assert item.labelled == Window(100, 0, 40, 40)
+        assert item.image == "some"
+        assert 0 <= window.row <= 500 - 64
+        assert 0 <= window.col <= 400 - 64
+        middle = (window.row + centre[0], window.col + centre[1])
+        near = [k for k, pixel in enumerate(pixels[:, 1:]) if np.abs(pixel - middle).max() <= 16]
+        assert near
+        seen.update(near)
+    assert min(seen.values()) > 60
+
+
+def test_training_windows_of_dense_labels_are_the_ones_they_were():
+    """Drawn before there were sparse labels: runs that are resumed see the samples that they would have seen."""
+    plan = WindowPlan([region("a", 90, 70), region("b", 50, 80)], size=(32, 24), length=4)
+    windows = [(item.image, item.window.row, item.window.col) for item in draws(plan, epoch=2, seed=5)]
+    assert windows == [("a", 46, 11), ("a", 39, 37), ("a", 52, 30), ("b", 9, 43)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
-from datamodules.batch import Item
+from datamodules.batch import Item, Window
 from datamodules.errors import DataError
 from datamodules.raster import Grid
 from datamodules.splits import (
@@ -184,3 +185,17 @@ def test_blocks_that_are_too_small_are_refused():
         place({"a": grid(33, 400_000.0, 5_550_000.0, 100)}, gap=100.0, block=200.0)
     with pytest.raises(DataError, match="need as many groups"):
         place({"a": grid(33, 400_000.0, 5_550_000.0, 10)}, block=100_000.0)
+
+
+def test_what_is_shared_out_may_lie_in_a_few_blocks():
+    """Blocks with nothing of it are in no split, nor are those that the item's window doesn't meet."""
+    (item,) = items("a")
+    grids = {item.image: grid(33, 500_000, 5_400_000, 1000)}
+    part_of_it = replace(item, window=Window(0, 0, 500, 1000))
+    parts, _ = split_by_place(
+        [part_of_it], grids, block=1000.0, gap=0.0, val=0.5, test=0.0, seed=0,
+        amount=lambda part: 7 if part.window.col < 300 else 0,
+    )  # fmt: skip
+    windows = [part.window for split in parts.values() for part in split]
+    assert all(window.col < 300 and window.row < 600 for window in windows)
+    assert len(parts["train"]) == len(parts["val"]) > 5

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.batch import Window
-from datamodules.tiling import tile
+from datamodules.tiling import tile, widen
 
 side = st.integers(1, 90)
 
@@ -39,6 +39,20 @@ def test_neighbours_overlap_at_least_as_asked(size, length, overlap):
     tiles = tile(Window(0, 0, 1, length), size=(1, size), overlap=overlap)
     for left, right in pairwise(tiles):
         assert left.window.col + size - right.window.col >= int(size * overlap)
+
+
+@given(side, side, st.integers(1, 40), st.floats(0, 0.9))
+def test_widened_tiles_show_more_of_the_scene_and_keep_their_cores(height, width, size, overlap):
+    scene = Window(0, 0, height, width)
+    region = Window(height // 3, width // 4, -(-height // 3), -(-width // 2))
+    for each in tile(region, size=(size, size), overlap=overlap):
+        wide = widen(each, (size, size), scene)
+        assert wide.own == each.own
+        assert (wide.window.height, wide.window.width) == (min(size, height), min(size, width))
+        assert 0 <= wide.window.row <= height - wide.window.height
+        assert 0 <= wide.window.col <= width - wide.window.width
+        assert 0 <= wide.core.row <= wide.window.height - wide.core.height
+        assert 0 <= wide.core.col <= wide.window.width - wide.core.width
 
 
 def test_an_exact_fit_needs_no_overlap():

@@ -326,6 +326,8 @@ def test_a_mistake_in_a_section(tmp_path: Path, section: str, message: str) -> N
     ("override", "message"),
     [
         ("data.crop=[8, 8]", "data.crop: unknown key for kind 'geotiff'; it belongs to kind 'camera'"),
+        ("data.vector.buffer=0", "data.vector.buffer: given 0; must be greater than 0"),
+        ("data.vector={colum: name}", "data.vector.colum: unknown key; nearest: column"),
         ("data.use_bands=[red, red]", "data.use_bands: 'red' is given twice"),
         ("data.labels=labels/{nmae}.tif", "has the unknown placeholder {nmae}; allowed: {name}, {split}"),
         ("data.images='images/{name.tif'", "is not a valid template"),

@@ -52,6 +52,22 @@ def test_labels_beside_their_images(tmp_path):
     assert found.unmatched == []
 
 
+def test_vector_files_beside_or_for_all_images(tmp_path):
+    touch(tmp_path, "a.tif", "a.gpkg", "b.tif", "all.gpkg", "train/c.tif", "test/d.tif")
+    found = scan(tmp_path, images="*.tif", labels="{name}.gpkg")
+    assert [item.id for item in found.items] == ["a.tif"]
+    assert [Path(path).name for path in found.unmatched] == ["b.tif", "all.gpkg"]
+    found = scan(tmp_path, images="*.tif", labels="all.gpkg")
+    assert [(item.id, Path(item.label).name) for item in found.items] == [
+        ("a.tif", "all.gpkg"),
+        ("b.tif", "all.gpkg"),
+    ]
+    assert found.unmatched == []
+    assert len(scan(tmp_path, images="{split}/*.tif", labels="all.gpkg").items) == 2
+    assert len(scan(tmp_path, images="{split}/*.tif", labels="all.gpkg", folder="test").items) == 1
+    assert len(scan(tmp_path, images="*.tif", labels="none.gpkg").images_without_label) == 2
+
+
 def test_what_cannot_be_paired_is_refused(tmp_path):
     touch(tmp_path, "one/a.tif", "two/a.tif", "labels/a.tif")
     with pytest.raises(DataError, match=r"have the same name, so the label .*a.tif fits both"):

@@ -1,0 +1,144 @@
+"""Labels: the class of every pixel of a scene, from a label raster or from the shapes of a vector file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from datamodules.batch import IGNORE, Window
+from datamodules.classes import Classes, ClassSpec, Value
+from datamodules.errors import DataError
+from datamodules.raster import Grid, Pool, read_window
+
+if TYPE_CHECKING:
+    from datamodules.vectors import VectorFiles
+
+VECTOR_SUFFIXES = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".parquet")
+"""Files that hold shapes, not pixels."""
+
+
+@dataclass(frozen=True)
+class VectorOptions:
+    """How the shapes of vector files become labels."""
+
+    layer: str | None = None
+    """None: the file's only one."""
+    column: str = "class"
+    """Whose values the classes' `values` are."""
+    all_touched: bool = False
+    """Whether a shape has every pixel that it touches, or those whose centre lies in it."""
+    background: str | None = None
+    """Class of the ground without a shape; None: that ground is unlabelled."""
+    buffer: float | None = None
+    """Distance around points and lines that is theirs, in units of the scene's CRS."""
+
+    def __post_init__(self) -> None:
+        if self.buffer is not None and self.buffer <= 0:
+            raise DataError(f"vector.buffer is {self.buffer:g}; allowed: above 0")
+
+
+class Labels(Protocol):
+    """A scene's labels; picklable, and without open files until a process reads for the first time."""
+
+    def touches(self, window: Window) -> bool:
+        """Whether any pixel of a window may be labelled."""
+
+    def extent(self) -> Window:
+        """Around all that may be labelled, inside the scene."""
+
+    def read(self, window: Window, pool: Pool) -> np.ndarray:
+        """(H, W) uint8 class index in pixels of the scene's grid; 255 where unlabelled or out of bounds."""
+
+
+@dataclass(frozen=True)
+class RasterLabels:
+    """A label raster."""
+
+    path: str
+    grid: Grid
+    """Its own; the scene's where it isn't georeferenced."""
+    scene: Grid
+    aligned: bool
+    """Has the very pixels of the scene's grid; else it is warped to it."""
+    bands: tuple[int, ...]
+    nodata: float | None
+    masked: bool
+    classes: Classes
+
+    def touches(self, window: Window) -> bool:
+        """See `Labels`."""
+        return True
+
+    def extent(self) -> Window:
+        """See `Labels`."""
+        return self.scene.window
+
+    def read(self, window: Window, pool: Pool) -> np.ndarray:
+        """See `Labels`."""
+        if self.aligned:
+            file, masked = pool.file(self.path), self.masked
+        else:
+            use_nodata = self.nodata is not None
+            file, masked = pool.warped(self.path, self.grid, self.scene, use_nodata=use_nodata), True
+        raster = read_window(file, window, bands=self.bands, nodata=self.nodata, masked=masked)
+        values = raster.values.transpose(1, 2, 0) if self.classes.are_colours else raster.values[0]
+        source = f"{self.path} (window at row {window.row}, column {window.col})"
+        return self.classes.lookup(values, source=source, valid=raster.valid)
+
+
+@dataclass(frozen=True)
+class VectorLabels:
+    """The shapes of a vector file."""
+
+    path: str
+    scene: Grid
+    files: VectorFiles
+
+    def miss(self) -> str | None:
+        """Why no shape lies within the scene; None if one does."""
+        from datamodules.vectors import describe_miss
+
+        if len(self.files.drawing(self.path, self.scene)):
+            return None
+        return f"{self.path}: {describe_miss(self.files.shapes(self.path), self.scene)}"
+
+    def touches(self, window: Window) -> bool:
+        """See `Labels`."""
+        drawing = self.files.drawing(self.path, self.scene)
+        return drawing.fill != IGNORE or len(drawing.meeting(window)) > 0
+
+    def extent(self) -> Window:
+        """See `Labels`."""
+        drawing = self.files.drawing(self.path, self.scene)
+        return self.scene.window if drawing.fill != IGNORE else drawing.extent
+
+    def read(self, window: Window, pool: Pool) -> np.ndarray:
+        """See `Labels`."""
+        return self.files.drawing(self.path, self.scene).mask(window)
+
+
+def is_vector(path: str) -> bool:
+    """Whether a path (or its template) is that of a vector file."""
+    return Path(path).suffix.lower() in VECTOR_SUFFIXES
+
+
+def open_vectors(options: VectorOptions, specs: Sequence[ClassSpec], ignore: Sequence[Value]) -> VectorFiles:
+    """For the vector files of a dataset with these classes (as the user gave them)."""
+    try:
+        from datamodules.vectors import VectorFiles
+    except ModuleNotFoundError as error:
+        raise DataError(f"vector labels need pip install 'visionsft[vectors]' ({error})") from error
+    names = [spec.name for spec in specs]
+    if options.background is not None and options.background not in names:
+        nearest = get_close_matches(options.background, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise DataError(
+            f"vector.background: no class is named {options.background!r}; there are {', '.join(names)}{hint}"
+        )
+    meanings = {value: index for index, spec in enumerate(specs) for value in spec.values}
+    return VectorFiles(options, meanings | dict.fromkeys(ignore, IGNORE), names)
