@@ -54,8 +54,11 @@ class Simplifier(Protocol):
     def remember(self, nodes: NDArray[np.bool_]) -> None:
         """nodes: (h, W + 1), the corners of the next rows where a border turns or branches."""
 
-    def simplify(self, points: Ints, offsets: Ints, closed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(P,) bool: which points stay; arc i is points[offsets[i]:offsets[i + 1]], `closed` without junction."""
+    def simplify(self, points: Ints, offsets: Ints, closed: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+        """Fewer points, and where each arc starts in them; `closed`: the arcs without a junction.
+
+        Arc i is points[offsets[i] : offsets[i + 1]], its last point included.
+        """
 
     def forget(self, row: int) -> None:
         """No arc above this row will come any more."""
@@ -99,10 +102,9 @@ class Tracer:
 
     def _simplify(self, arcs: _Arcs, nodes: NDArray[np.bool_], simplifier: Simplifier) -> _Arcs:
         simplifier.remember(nodes)
-        keep = simplifier.simplify(arcs.points, arcs.offsets, arcs.ends[:, 0] < 0)
+        points, offsets = simplifier.simplify(arcs.points, arcs.offsets, arcs.ends[:, 0] < 0)
         simplifier.forget(self._pieces.top(self.width + 1, self._row + len(nodes)))
-        offsets = np.concatenate([[0], np.cumsum(keep)])[arcs.offsets]
-        return replace(arcs, points=arcs.points[keep], offsets=offsets)
+        return replace(arcs, points=points, offsets=offsets)
 
     def _close(self, arcs: _Arcs, runs: _Runs) -> Polygons:
         """Polygons of the components that don't reach the last row; the others' arcs stay pending."""
