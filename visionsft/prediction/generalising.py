@@ -2,7 +2,7 @@
 
 Visvalingam and Whyatt (1993), "Line generalisation by repeated elimination of points", on the arcs of
 `visionsft.prediction.outlines`: the corner whose triangle with its two neighbours is smallest goes first, until
-all triangles have the area tolerance² or more. It is the method and the scale of ``shapely.coverage_simplify``,
+all triangles have more area than tolerance². It is the method and the scale of ``shapely.coverage_simplify``,
 which however needs the whole coverage in memory. Each arc is simplified once, for the polygons on both its
 sides, and the junctions at its ends stay. A corner stays, too, if its triangle holds any corner of the original
 borders, its own removed ones excepted: then no arc can come to cross another one or to jump over it (de Berg,
@@ -25,7 +25,7 @@ class Generaliser:
     """Simplifies arcs; a `Simplifier` for `Tracer`."""
 
     def __init__(self, tolerance: float) -> None:
-        """tolerance: in pixels; corners whose triangle has less area than its square go."""
+        """tolerance: in pixels; corners whose triangle has no more area than its square go."""
         self._limit = 2 * tolerance**2
         self._row = 0
         self._nodes: NDArray[np.uint8] | None = None
@@ -108,12 +108,12 @@ class _Lines:
         self._places = self._place(*self.points[self._by_place].T)
 
     def smallest(self, limit: float) -> _Corners:
-        """Corners with less than `limit`, twice the area, and less than both their neighbours."""
+        """Corners with at most `limit`, twice the area, and less than both their neighbours."""
         index, arc = self.active, self.arc[self.active]
         before, after, count = self._around(arc)
         here, left, right = self.points[index], self.points[index[before]], self.points[index[after]]
         doubled = np.abs(_cross(left, here, right))
-        may_go = (doubled < limit) & ~self._fixed[index] & ~self._blocked[index] & (count > self._least[arc])
+        may_go = (doubled <= limit) & ~self._fixed[index] & ~self._blocked[index] & (count > self._least[arc])
         only = may_go & (count == 3) & ~self._closed[arc]
         may_go[only] = _may_straighten(left[only], here[only], right[only])
         weight = np.where(may_go, doubled, np.iinfo(np.int64).max)
