@@ -87,7 +87,7 @@ class Tracer:
         if self._simplifier:
             arcs = self._simplify(arcs, nodes, self._simplifier)
         self._row, self._last = self._row + len(cells), grid[-1]
-        return self._close(arcs, runs)
+        return _assemble(self._close(arcs, runs))
 
     def finish(self) -> Polygons:
         """The polygons that reach the last row."""
@@ -106,20 +106,19 @@ class Tracer:
         simplifier.forget(self._pieces.top(self.width + 1, self._row + len(nodes)))
         return replace(arcs, points=points, offsets=offsets)
 
-    def _close(self, arcs: _Arcs, runs: _Runs) -> Polygons:
-        """Polygons of the components that don't reach the last row; the others' arcs stay pending."""
+    def _close(self, arcs: _Arcs, runs: _Runs) -> _Halves:
+        """The sides of the components that don't reach the last row; the others' arcs stay pending."""
         last, self._components = np.unique(runs.last, return_inverse=True)
         still_open = np.full(runs.count, -1, np.int32)
         still_open[last] = np.arange(len(last))
-        halves, pending = [], []
-        blocks = [*(block.on(runs.inherited) for block in self._pending), arcs]
-        for block in blocks:
-            halves.append(block.halves((block.sides >= 0) & (still_open[block.sides] < 0)))
+        done, pending = [], []
+        for block in [*(block.on(runs.inherited) for block in self._pending), arcs]:
+            done.append(block.halves((block.sides >= 0) & (still_open[block.sides] < 0)))
             rest = block.on(still_open).compact()
             if len(rest.sides):
                 pending.append(rest)
         self._pending = pending
-        return _assemble(_Halves.concatenate(halves))
+        return _Halves.concatenate(done)
 
 
 # ---------------------------------------------------------------------------------------------- components

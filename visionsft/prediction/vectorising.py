@@ -29,7 +29,7 @@ from rasterio.crs import CRS
 
 from datamodules import DataError
 from datamodules.batch import IGNORE
-from visionsft.errors import ConfigError, nearest
+from visionsft.errors import ConfigError, WriteError, nearest
 from visionsft.files import atomic_path
 from visionsft.prediction.generalising import Generaliser
 from visionsft.prediction.outlines import Polygons, Tracer, expand
@@ -175,21 +175,23 @@ class PolygonWriter:
             min_area=self._options.min_area,
             fill_holes=self._options.fill_holes,
         )
+        shapes = self._ground.geometries(polygons)
         for start in range(0, len(areas), BATCH):
             part = slice(start, start + BATCH)
-            self._spool.write_batch(self._batch(polygons, areas, part))
+            self._spool.write_batch(self._batch(polygons.classes[part], areas[part], shapes[part]))
 
-    def _batch(self, polygons: Polygons, areas: NDArray[np.float64], part: slice) -> pa.RecordBatch:
+    def _batch(
+        self, classes: NDArray[np.uint8], areas: NDArray[np.float64], shapes: NDArray[np.object_]
+    ) -> pa.RecordBatch:
         import pyarrow as pa
         import shapely
 
-        classes = polygons.classes[part]
         columns = [
             pa.array([self._names[index] for index in classes], pa.string()),
             pa.array(classes, pa.int32()),
-            pa.array(areas[part]),
+            pa.array(areas),
             *([pa.array([self._scene] * len(classes), pa.string())] if self._scene is not None else []),
-            pa.array(shapely.to_wkb(self._ground.geometries(polygons)[part]), pa.large_binary()),
+            pa.array(shapely.to_wkb(shapes), pa.large_binary()),
         ]
         return pa.record_batch(columns, schema=self._schema)
 
@@ -233,7 +235,9 @@ class Ground:
 
         points = np.stack(self._place(polygons.points), axis=1)
         offsets = polygons.rings, polygons.polygons
-        return shapely.orient_polygons(shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, offsets))
+        shapes = shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, offsets)
+        # counterclockwise as seen on the picture, which is right unless the ground is its mirror image
+        return shapes if self.transform.determinant < 0 else shapely.orient_polygons(shapes)
 
     def _place(self, points: NDArray[np.number]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         col, row = points.T.astype(np.float64)
@@ -261,6 +265,8 @@ def select(
     whole = (areas > 0) | (-areas >= fill_holes)
     total = np.bincount(owner[whole], areas[whole], minlength=count)
     large = total >= min_area
+    if whole.all() and large.all():
+        return polygons, total
     rings = np.flatnonzero(whole & large[owner])
     found, offsets = expand(polygons.rings[rings], np.diff(polygons.rings)[rings])
     kept = Polygons(
@@ -292,24 +298,28 @@ class Ogr:
     driver: str
     options: Mapping[str, str] = field(default_factory=dict)
     """GDAL's layer creation options."""
+    indexed: bool = True
+    """Has a spatial index."""
     needs_crs: bool = False
 
     def write(self, path: Path, batches: pa.RecordBatchReader, *, layer: str, crs: CRS | None) -> None:
         """All batches of a layer."""
         import pyogrio
+        from pyogrio.errors import DataLayerError, DataSourceError
 
+        options = dict(self.options)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "'crs' was not provided")
-            pyogrio.write_arrow(
-                batches,
-                path,
-                layer=layer,
-                driver=self.driver,
-                geometry_name=GEOMETRY,
-                geometry_type="Polygon",
-                crs=None if crs is None else crs.to_wkt(),
-                layer_options=dict(self.options),
-            )
+            try:
+                pyogrio.write_arrow(
+                    batches, path, layer=layer, driver=self.driver, geometry_name=GEOMETRY,
+                    geometry_type="Polygon", crs=None if crs is None else crs.to_wkt(), layer_options=options,
+                )  # fmt: skip
+            except (DataLayerError, DataSourceError) as error:
+                raise WriteError(f"can't write {path}: {error}") from error
+        # GDAL doesn't raise when there is room for the polygons, but not for their index
+        if self.indexed and not pyogrio.read_info(path)["capabilities"]["fast_spatial_filter"]:
+            raise WriteError(f"can't write {path}: no room for its spatial index")
 
 
 @dataclass(frozen=True)
@@ -340,7 +350,7 @@ FORMATS: dict[str, Format] = {
     ".fgb": Ogr("FlatGeobuf"),
     ".parquet": GeoParquet(),
     # RFC 7946: longitude and latitude of WGS 84 with 7 decimals, counterclockwise, cut at the antimeridian
-    ".geojson": Ogr("GeoJSON", {"RFC7946": "YES"}, needs_crs=True),
+    ".geojson": Ogr("GeoJSON", {"RFC7946": "YES"}, indexed=False, needs_crs=True),
 }
 """By suffix."""
 
