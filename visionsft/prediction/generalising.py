@@ -43,6 +43,8 @@ class Generaliser:
 
     def simplify(self, points: Ints, offsets: Ints, closed: NDArray[np.bool_]) -> tuple[Ints, Ints]:
         """Fewer points, and where each arc starts in them; `closed`: the arcs without a junction."""
+        if not len(closed):
+            return points, offsets
         lines = _Lines(points, offsets, closed)
         while len(lines.active):
             corners = lines.smallest(self._limit)
@@ -98,26 +100,32 @@ class _Lines:
         self._fixed = np.zeros(len(points), bool)
         self._fixed[first[~closed]] = self._fixed[last[~closed]] = True
         self._blocked = np.zeros(len(points), bool)
-        self._tie = _scramble(self.points)
+        place = self._place(*self.points.T)
+        self._tie = _scramble(place)
+        self._outward = (_scramble(np.minimum.reduceat(place, first)) & np.uint64(1)).astype(bool)
+        """Which of equal corners of a staircase go first, those to its left or to its right: one kind only, so
+        that it becomes a line, but of each arc another kind, so that no class grows at the others' cost."""
         repeated = np.zeros(len(points), bool)
         repeated[last[closed]] = True
         self.active = np.flatnonzero(~repeated)
         """Points that stay so far, of the arcs that aren't done."""
         inner = self.active[~self._fixed[self.active]]
-        self._by_place = inner[np.argsort(self._place(*self.points[inner].T))]
-        self._places = self._place(*self.points[self._by_place].T)
+        self._by_place = inner[np.argsort(place[inner])]
+        self._places = place[self._by_place]
 
     def smallest(self, limit: float) -> _Corners:
         """Corners with at most `limit`, twice the area, and less than both their neighbours."""
         index, arc = self.active, self.arc[self.active]
         before, after, count = self._around(arc)
         here, left, right = self.points[index], self.points[index[before]], self.points[index[after]]
-        doubled = np.abs(_cross(left, here, right))
+        signed = _cross(left, here, right)
+        doubled = np.abs(signed)
         may_go = (doubled <= limit) & ~self._fixed[index] & ~self._blocked[index] & (count > self._least[arc])
         only = may_go & (count == 3) & ~self._closed[arc]
         may_go[only] = _may_straighten(left[only], here[only], right[only])
         weight = np.where(may_go, doubled, np.iinfo(np.int64).max)
-        tie = self._tie[index]
+        later = ((signed > 0) ^ self._outward[arc]).astype(np.uint64) << np.uint64(63)
+        tie = later | (self._tie[index] >> np.uint64(1))
         for other in (before, after):
             equal_or_less = weight[other] <= weight
             may_go &= ~equal_or_less | ((weight[other] == weight) & (tie < tie[other]))
@@ -171,11 +179,12 @@ def _may_straighten(start: Ints, corner: Ints, end: Ints) -> NDArray[np.bool_]:
 
     Two arcs between the same junctions must not both become the straight line between them: of the corners on
     either side only those on the left may go, as seen from the junction of lower col; and none where another
-    arc can have run straight from the beginning, along the grid.
+    arc can have run straight from the beginning, along the grid. A corner on the line itself keeps others off.
     """
     turned = (start[:, 0] > end[:, 0])[:, None]
     first, last = np.where(turned, end, start), np.where(turned, start, end)
-    return (first != last).all(axis=1) & (_cross(first, last, corner) >= 0)
+    side = _cross(first, last, corner)
+    return (side == 0) | ((side > 0) & (first != last).all(axis=1))
 
 
 def _cross(a: Ints, b: Ints, c: Ints) -> Ints:
@@ -184,9 +193,9 @@ def _cross(a: Ints, b: Ints, c: Ints) -> Ints:
     return ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
 
 
-def _scramble(points: Ints) -> NDArray[np.uint64]:
-    """A number by place, to choose between equal triangles: along a staircase, every few steps and not in turn."""
-    mixed = (points[:, 1].astype(np.uint64) << np.uint64(32)) | points[:, 0].astype(np.uint64)
+def _scramble(places: Ints) -> NDArray[np.uint64]:
+    """Another number for each place: in their order, equal triangles along a border would go one by one."""
+    mixed = places.astype(np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64, one to one
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return mixed ^ (mixed >> np.uint64(31))

@@ -46,15 +46,18 @@ BATCH = 1 << 16
 GEOMETRY = "geometry"
 """Column of the polygons, where the format names it."""
 
-EARTH_RADIUS = 6_371_008.8
-"""Metres, the mean one (IUGG)."""
+EQUATOR = 6_378_137.0
+"""Radius in metres (WGS 84)."""
+
+ECCENTRICITY = 0.081_819_190_8
+"""Of a meridian (WGS 84)."""
 
 
 @dataclass(frozen=True)
 class VectorOptions:
     """Which polygons are written, and how exactly.
 
-    Areas are square metres where the scene has a CRS (degrees are converted at each ring's latitude, on a sphere),
+    Areas are square metres where the scene has a CRS (degrees are converted at the middle latitude of each ring),
     else pixels; they are those of the pixels, before simplification.
     """
 
@@ -227,7 +230,7 @@ class Ground:
         if not self.crs.is_geographic:
             return polygons.areas * pixel * self.crs.linear_units_factor[1] ** 2
         radians = self.crs.units_factor[1]
-        return polygons.areas * pixel * (radians * EARTH_RADIUS) ** 2 * np.cos(radians * self._middle(polygons))
+        return polygons.areas * pixel * radians**2 * _square_radian(radians * self._middle(polygons))
 
     def geometries(self, polygons: Polygons) -> NDArray[np.object_]:
         """(N,) shapely polygons on the ground, outer rings counterclockwise."""
@@ -251,6 +254,13 @@ class Ground:
         starts = polygons.rings[:-1]
         low, high = np.minimum.reduceat(polygons.points, starts), np.maximum.reduceat(polygons.points, starts)
         return self._place((low + high) / 2)[1]
+
+
+def _square_radian(latitude: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Square metres of a radian of longitude times one of latitude, on the ellipsoid."""
+    flattened = 1 - ECCENTRICITY**2
+    radii = EQUATOR**2 * flattened / (1 - (ECCENTRICITY * np.sin(latitude)) ** 2) ** 2
+    return radii * np.cos(latitude)
 
 
 def select(
@@ -298,8 +308,8 @@ class Ogr:
     driver: str
     options: Mapping[str, str] = field(default_factory=dict)
     """GDAL's layer creation options."""
-    indexed: bool = True
-    """Has a spatial index."""
+    verify_index: bool = False
+    """GDAL says nothing when there is room for the polygons, but not for their spatial index."""
     needs_crs: bool = False
 
     def write(self, path: Path, batches: pa.RecordBatchReader, *, layer: str, crs: CRS | None) -> None:
@@ -317,8 +327,7 @@ class Ogr:
                 )  # fmt: skip
             except (DataLayerError, DataSourceError) as error:
                 raise WriteError(f"can't write {path}: {error}") from error
-        # GDAL doesn't raise when there is room for the polygons, but not for their index
-        if self.indexed and not pyogrio.read_info(path)["capabilities"]["fast_spatial_filter"]:
+        if self.verify_index and not pyogrio.read_info(path)["capabilities"]["fast_spatial_filter"]:
             raise WriteError(f"can't write {path}: no room for its spatial index")
 
 
@@ -346,11 +355,11 @@ class GeoParquet:
 
 
 FORMATS: dict[str, Format] = {
-    ".gpkg": Ogr("GPKG"),
+    ".gpkg": Ogr("GPKG", verify_index=True),
     ".fgb": Ogr("FlatGeobuf"),
     ".parquet": GeoParquet(),
     # RFC 7946: longitude and latitude of WGS 84 with 7 decimals, counterclockwise, cut at the antimeridian
-    ".geojson": Ogr("GeoJSON", {"RFC7946": "YES"}, indexed=False, needs_crs=True),
+    ".geojson": Ogr("GeoJSON", {"RFC7946": "YES"}, needs_crs=True),
 }
 """By suffix."""
 
