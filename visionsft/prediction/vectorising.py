@@ -2,8 +2,9 @@
 
 The map arrives in row bands and is never held: `visionsft.prediction.outlines` keeps the last row and the
 borders of the polygons that reach it, everything finished goes to an unnamed file beside the target, and from
-there into the format at the end. So memory grows with the largest polygon that is open at a time, 8 bytes a
-corner (a background that spans the scene stays open, with all its holes, until the last row), not with rows.
+there into the format at the end. So memory doesn't grow with rows but with the polygons that are open at a time,
+8 bytes a corner and 50 an arc; a background that spans the scene stays open, with all its holes, until the last
+row, and then takes some 130 bytes a corner while it is written.
 
 One polygon is one 4-connected component of a class, wherever bands end. Without simplification, rasterising the
 polygons gives the map back bit for bit. Neighbours share their borders point by point, simplified or not (a
@@ -148,6 +149,7 @@ class PolygonWriter:
     def add(self, row: int, classes: NDArray[np.uint8]) -> None:
         """The next band, of any height. classes: (h, W) uint8, 255 = nodata; row: its first one in the scene."""
         assert row == self._rows, f"row {row} after {self._rows} rows"
+        assert classes[classes != IGNORE].max(initial=0) < len(self._names), "a class without a name"
         if self._tracer is None:
             simplifier = Generaliser(self._options.simplify) if self._options.simplify else None
             self._tracer = Tracer(classes.shape[1], simplifier=simplifier)
