@@ -297,7 +297,9 @@ def select(
 class Format(Protocol):
     """A file format."""
 
-    needs_crs: bool
+    @property
+    def needs_crs(self) -> bool:
+        """Whether it can't hold pixel coordinates."""
 
     def write(self, path: Path, batches: pa.RecordBatchReader, *, layer: str, crs: CRS | None) -> None:
         """All batches of a layer."""
