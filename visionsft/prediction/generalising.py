@@ -56,7 +56,8 @@ class Generaliser:
     def _occupied(self, lines: _Lines, corners: _Corners) -> NDArray[np.bool_]:
         """(n,) whether a triangle holds a corner of a border that stays, or of another arc."""
         occupied = np.zeros(len(corners.index), bool)
-        large = np.flatnonzero(corners.doubled != 1)  # by Pick's theorem, half a pixel has no room for another
+        # by Pick's theorem, a triangle of half a pixel holds no further corner
+        large = np.flatnonzero(corners.doubled != 1)
         triangles = corners.triangles[large]
         owner, cols, rows = _lattice(triangles)
         hit = self._is_node(rows, cols)
@@ -69,7 +70,8 @@ class Generaliser:
 
     def _is_node(self, rows: Ints, cols: Ints) -> NDArray[np.bool_]:
         assert self._nodes is not None
-        return (self._nodes[rows - self._row, cols >> 3] >> (7 - (cols & 7)).astype(np.uint8) & 1).astype(bool)
+        packed = self._nodes[rows - self._row, cols >> 3]
+        return (packed << (cols & 7).astype(np.uint8) & 0x80).astype(bool)
 
 
 @dataclass(frozen=True, eq=False)

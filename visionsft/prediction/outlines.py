@@ -470,7 +470,7 @@ class _Halves:
 
 def _assemble(halves: _Halves) -> Polygons:
     """Rings and polygons of complete components."""
-    order, starts = order_chains(halves.successor()) if len(halves.leave) else (halves.leave, np.zeros(1, int))
+    order, starts = order_chains(halves.successor())
     doubled = sums(halves.doubled[order], starts)
     components = halves.components[order[starts[:-1]]]
     rings = np.lexsort((doubled < 0, components))

@@ -204,7 +204,11 @@ class PolygonWriter:
         import pyarrow as pa
 
         scene = [("scene", pa.string())] if self._scene is not None else []
-        attributes = [("class", pa.string()), ("class_index", pa.int32()), (self._ground.area_name, pa.float64())]
+        attributes = [
+            ("class", pa.string()),
+            ("class_index", pa.int32()),
+            (self._ground.area_name, pa.float64()),
+        ]
         geometry = pa.field(GEOMETRY, pa.large_binary(), metadata={"ARROW:extension:name": "geoarrow.wkb"})
         return pa.schema([*attributes, *scene, geometry])
 
@@ -374,7 +378,9 @@ def find_format(path: Path, crs: CRS | None) -> Format:
     if suffix not in FORMATS:
         near = nearest(suffix, FORMATS)
         hint = f" (did you mean '{near}'?)" if near else ""
-        raise ConfigError(f"{path}: '{suffix}' is no suffix of vectors{hint}; allowed are {', '.join(FORMATS)}")
+        raise ConfigError(
+            f"{path}: '{suffix}' is no suffix of vectors{hint}; allowed are {', '.join(FORMATS)}"
+        )
     if crs is None and FORMATS[suffix].needs_crs:
         others = ", ".join(name for name, kind in FORMATS.items() if not kind.needs_crs)
         raise DataError(

@@ -211,11 +211,15 @@ def refuse(path: Path, *, crs: CRS | None = UTM, options: VectorOptions | None =
 
 
 def test_mistakes_are_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"map\.geojsn: .*did you mean '\.geojson'.*\.gpkg, \.fgb, \.parquet"):
+    with pytest.raises(
+        ConfigError, match=r"map\.geojsn: .*did you mean '\.geojson'.*\.gpkg, \.fgb, \.parquet"
+    ):
         refuse(tmp_path / "map.geojsn")
     with pytest.raises(ConfigError, match=r"no class 'forst' \(did you mean 'forest'\?\); there are water"):
         refuse(tmp_path / "map.gpkg", options=VectorOptions(classes=("forst",)))
-    with pytest.raises(DataError, match=r"map\.geojson: the scene has no CRS.*\.gpkg, \.fgb, \.parquet can do"):
+    with pytest.raises(
+        DataError, match=r"map\.geojson: the scene has no CRS.*\.gpkg, \.fgb, \.parquet can do"
+    ):
         refuse(tmp_path / "map.geojson", crs=None)
     for wrong in ({"simplify": -1.0}, {"min_area": float("nan")}, {"fill_holes": float("inf")}):
         with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: .*from 0 up"):
@@ -269,7 +273,11 @@ def test_real_labels(shared: Path, tmp_path: Path) -> None:
         layer = write(tmp_path / f"{path.stem}.gpkg", classes, transform=transform, crs=crs, height=17)
         np.testing.assert_array_equal(layer.burn(transform, classes.shape), classes)
         simple = write(
-            tmp_path / f"{path.stem}.fgb", classes, transform=transform, crs=crs, options=VectorOptions(simplify=1.5)
+            tmp_path / f"{path.stem}.fgb",
+            classes,
+            transform=transform,
+            crs=crs,
+            options=VectorOptions(simplify=1.5),
         )
         assert shapely.is_valid(simple.polygons).all()
         assert shapely.coverage_is_valid(simple.polygons)
