@@ -73,7 +73,7 @@ class Tracer:
         self._simplifier = simplifier
         self._row = 0
         self._last = np.full(width + 2, IGNORE, np.uint8)
-        self._components = np.zeros(1, np.int32)
+        self._components: Ints = np.zeros(1, np.int32)
         """The component of each run of the last row."""
         self._pieces = _Pieces.none()
         self._pending: list[_Arcs] = []
