@@ -279,7 +279,7 @@ def select(
     count = len(polygons.classes)
     owner = np.repeat(np.arange(count), np.diff(polygons.polygons))
     whole = (areas > 0) | (-areas >= fill_holes)
-    total = np.bincount(owner[whole], areas[whole], minlength=count)
+    total = np.bincount(owner[whole], areas[whole], minlength=count).astype(np.float64)
     large = total >= min_area
     if whole.all() and large.all():
         return polygons, total
