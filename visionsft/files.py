@@ -25,22 +25,46 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, target)
-    except (OSError, RuntimeError) as error:  # torch and GDAL report a full disk as errors of their own
-        if _is_about_writing(error, temporary):
-            raise WriteError(_explain(error, target)) from error
-        raise
+        with _full_disk_said(target, temporary):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, target)
     finally:
         with suppress(FileNotFoundError, NotADirectoryError):
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(target: str | Path) -> Iterator[Path]:
+    """The same for a folder, which is empty at first; a folder `target` that exists is replaced in the end."""
+    target = Path(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with _full_disk_said(target, temporary):
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed and had the same number
+            temporary.mkdir(parents=True)
+            yield temporary
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(target: str | Path, text: str) -> None:
     """Write `text` as UTF-8, all or nothing."""
     with atomic_path(target) as path:
         path.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def _full_disk_said(target: Path, temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch and GDAL report a full disk as errors of their own
+        if _is_about_writing(error, temporary):
+            raise WriteError(_explain(error, target)) from error
+        raise
 
 
 def _is_about_writing(error: OSError | RuntimeError, temporary: Path) -> bool:
