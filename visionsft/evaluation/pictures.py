@@ -85,7 +85,8 @@ def _paint(mask: NDArray[Any], colours: NDArray[np.uint8]) -> Rgb:
     """Black where there is no class."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(colours)] = colours
-    return np.take(table, mask.astype(np.uint8, copy=False), axis=0)
+    # several times as fast as table[mask]
+    return np.asarray(cv2.applyColorMap(mask.astype(np.uint8), table[:, None]), np.uint8)
 
 
 def error_map(prediction: ArrayLike, truth: ArrayLike) -> Rgb:
@@ -99,8 +100,7 @@ def overlay(picture: Rgb, mask: ArrayLike, colours: NDArray[np.uint8], *, alpha:
     """The mask's colours over the picture; the bare picture where the mask is 255."""
     mask = np.asarray(mask)
     mixed = np.asarray(cv2.addWeighted(picture, 1 - alpha, _paint(mask, colours), alpha, 0), np.uint8)
-    np.copyto(mixed, picture, where=(mask == IGNORE)[..., None])
-    return mixed
+    return np.asarray(cv2.copyTo(picture, (mask == IGNORE).astype(np.uint8), mixed), np.uint8)
 
 
 def _stripe(picture: Rgb, where: NDArray[np.bool_]) -> Rgb:

@@ -1,7 +1,7 @@
 """Drives: videos and folders of camera frames, predicted as one sequence into class maps and an overlay video.
 
 Reading, model and writing overlap: one thread reads the next batch while the model works on this one and another
-thread draws, encodes and writes the one before. No more than three batches of frames are held, however long the
+thread draws, encodes and writes the one before. No more than four batches of frames are held, however long the
 drive is.
 
 Videos are read and written with PyAV (FFmpeg), the extra ``video``. The overlay video is H.264 in MP4 and has no
@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -420,18 +420,28 @@ def _choose(
     if times is None or keys is None:
         yield from islice(enumerate(_decode(container, stream)), 0, None, every)
         return
-    frames, place = _decode(container, stream), 0
-    starts = np.searchsorted(times, keys)
+    frames = _decode(container, stream)
     for index in range(0, len(times), every):
-        start = int(starts[np.searchsorted(starts, index, side="right") - 1])
-        if start > place:
-            container.seek(int(times[start]), stream=stream)
-            frames = _decode(container, stream)
-        frame = next((frame for frame in frames if frame.pts >= times[index]), None)
+        before = keys[keys <= times[index]]
+        if index and before[-1] > times[index - every + 1]:
+            frames = _jump(container, stream, times[index], before)
+        frame = next((frame for frame in frames if frame.pts is None or frame.pts >= times[index]), None)
         if frame is None or frame.pts != times[index]:
             raise DataError(f"{path}: frame {index} can't be found by its time; read every frame")
         yield index, frame
-        place = index + 1
+
+
+def _jump(
+    container: InputContainer, stream: VideoStream, time: int, keys: NDArray[np.int64]
+) -> Iterator[DecodedFrame]:
+    """From the last key frame before `time`; one of those before it where FFmpeg goes too far, as in MPEG-TS."""
+    for key in keys[::-1].tolist():
+        container.seek(key, stream=stream)
+        frames = _decode(container, stream)
+        first = next(frames, None)
+        if first is not None and first.pts is not None and first.pts <= time:
+            return chain([first], frames)
+    return iter(())
 
 
 def _times(path: str | Path) -> tuple[NDArray[np.int64], NDArray[np.int64]] | tuple[None, None]:
@@ -536,6 +546,8 @@ class OverlayVideo:
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
+            if not self._count:
+                raise DataError(f"{self.target}: a video needs at least one frame")
             self._file.mux(self._stream.encode(None))
 
     def add(self, picture: NDArray[np.uint8], *, time: Fraction | None = None) -> None:

@@ -40,7 +40,7 @@ from visionsft.runs import Run
 SPECS = [ClassSpec(name, (i,), (90 * i, 200 - 90 * i, 60)) for i, name in enumerate(("low", "middle", "high"))]
 CLASSES = Classes(SPECS)
 NTSC = Fraction(30000, 1001)
-STEP = 4
+STEP = 6
 """Grey levels between one frame and the next; more than a codec's error."""
 
 Frames = list[np.ndarray]
@@ -82,7 +82,7 @@ def write_video(
     with av.open(str(path), "w", options={"movflags": "+faststart"} if path.suffix == ".mp4" else {}) as file:
         stream = file.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], form
-        stream.gop_size = keys
+        stream.gop_size, stream.bit_rate = keys, 2_000_000
         if tick is not None:
             stream.time_base = stream.codec_context.time_base = tick
         if matrix is not None:
@@ -124,8 +124,8 @@ run_frames = partial(predict_frames, classify=by_brightness, classes=CLASSES)
     ("name", "codec", "form"),
     [
         ("a.mp4", "libx264", "yuv420p"),
-        ("a.mp4", "libx265", "yuv420p10le"),
-        ("a.mp4", "libx264", "gray"),
+        ("a.mkv", "ffv1", "yuv420p10le"),
+        ("a.mkv", "ffv1", "gray"),
         ("a.mkv", "libx264", "yuv420p"),
         ("a.avi", "mpeg4", "yuv420p"),
         ("a.avi", "mjpeg", "yuvj420p"),
@@ -144,20 +144,20 @@ def test_frames_come_in_order_with_their_times(tmp_path: Path, name: str, codec:
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
-@pytest.mark.parametrize("keys", [1, 5, 60])
+@pytest.mark.parametrize("keys", [1, 5, 40])
 def test_each_nth_frame_is_the_same_as_when_all_are_read(tmp_path: Path, name: str, keys: int) -> None:
-    path = write_video(tmp_path / name, numbered(60), keys=keys)
-    for every in (2, 7, 20, 59, 100):
+    path = write_video(tmp_path / name, numbered(40), keys=keys)
+    for every in (2, 7, 20, 39, 100):
         frames = list(read_video(path, every=every))
-        assert [frame.index for frame in frames] == list(range(0, 60, every))
-        assert [number(frame.picture) for frame in frames] == list(range(0, 60, every))
-        assert [frame.time for frame in frames] == [Fraction(i, 25) for i in range(0, 60, every)]
+        assert [frame.index for frame in frames] == list(range(0, 40, every))
+        assert [number(frame.picture) for frame in frames] == list(range(0, 40, every))
+        assert [frame.time for frame in frames] == [Fraction(i, 25) for i in range(0, 40, every)]
 
 
 def test_stretches_without_a_wanted_frame_are_not_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_video(tmp_path / "a.mp4", numbered(60), keys=5)
+    path = write_video(tmp_path / "a.mp4", numbered(40), keys=5)
     decoded = []
 
     def decode(*given: object) -> Iterator[av.VideoFrame]:
@@ -167,8 +167,8 @@ def test_stretches_without_a_wanted_frame_are_not_decoded(
 
     original = drives._decode
     monkeypatch.setattr(drives, "_decode", decode)
-    assert len(list(read_video(path, every=20))) == 3
-    assert len(decoded) < 20
+    assert len(list(read_video(path, every=20))) == 2
+    assert len(decoded) < 10
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -202,13 +202,13 @@ def test_a_mirrored_video_is_mirrored_back_and_a_slanted_one_refused(tmp_path: P
 def test_files_that_are_no_video_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video " * 100)
     (tmp_path / "empty.mp4").touch()
-    whole = write_video(tmp_path / "whole.mp4", numbered(5)).read_bytes()
-    (tmp_path / "index.mp4").write_bytes(whole[:300])
+    whole = write_video(tmp_path / "whole.mov", numbered(5)).read_bytes()
+    (tmp_path / "index.mov").write_bytes(whole[:-300])
     write_sound(tmp_path / "sound.mp4")
     for name, message in {
         "text.mp4": "not a video",
         "empty.mp4": "not a video",
-        "index.mp4": "not a video, or one whose index is cut off",
+        "index.mov": "not a video, or one whose index is cut off",
         "sound.mp4": "no video track; it has audio",
         "missing.mp4": "no such file",
         ".": "no such file",
@@ -221,11 +221,11 @@ def test_files_that_are_no_video_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["in a frame", "between frames"])
 def test_a_video_that_is_cut_off_is_named_with_the_place(tmp_path: Path, where: str) -> None:
-    whole = write_video(tmp_path / "whole.mp4", numbered(60))
+    whole = write_video(tmp_path / "whole.mp4", numbered(40))
     with av.open(str(whole)) as file:
         ends = sorted(packet.pos + packet.size for packet in file.demux(video=0) if packet.size)
     cut = tmp_path / "cut.mp4"
-    cut.write_bytes(whole.read_bytes()[: ends[20] + (5 if where == "in a frame" else 0)])
+    cut.write_bytes(whole.read_bytes()[: ends[8] + (5 if where == "in a frame" else 0)])
     with pytest.raises(DataError, match=r"cut\.mp4: cut off or damaged after frame \d+ \(0\.\d+ s\)") as caught:
         run_video(cut, tmp_path / "out", masks=True)
     assert caught.value.exit_code == 2
@@ -282,7 +282,7 @@ def test_the_overlay_shows_the_classes_in_their_colours(tmp_path: Path, size: tu
 
 
 def test_class_maps_of_a_video_are_indexed_pictures(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "in" / "drive.mp4", numbered(50))
+    path = write_video(tmp_path / "in" / "drive.mp4", numbered(41))
     written = run_video(path, tmp_path / "out", masks=True, every=20, batch=2)
     names = ["drive_overlay.mp4", "drive/000000.png", "drive/000020.png", "drive/000040.png"]
     assert written == [tmp_path / "out" / name for name in names]
@@ -291,7 +291,7 @@ def test_class_maps_of_a_video_are_indexed_pictures(tmp_path: Path) -> None:
         with Image.open(target) as picture:
             assert (picture.mode, picture.size) == ("P", (48, 32))
             assert picture.getpalette()[:9] == [channel for spec in SPECS for channel in spec.colour]
-            assert np.array_equal(np.asarray(picture), by_brightness([numbered(50)[index]])[0])
+            assert np.array_equal(np.asarray(picture), by_brightness([numbered(41)[index]])[0])
 
 
 def test_sound_is_dropped(tmp_path: Path) -> None:
@@ -309,6 +309,13 @@ def test_sound_is_dropped(tmp_path: Path) -> None:
     with av.open(str(written)) as file:
         assert [stream.type for stream in file.streams] == ["video"]
         assert file.streams[0].frames == 5
+
+
+def test_a_video_without_frames_is_refused(tmp_path: Path) -> None:
+    message = r"a\.mp4: a video needs at least one frame"
+    with pytest.raises(DataError, match=message), OverlayVideo(tmp_path / "a.mp4", size=(32, 48), rate=NTSC):
+        pass
+    assert in_folder(tmp_path) == []
 
 
 def test_an_ffmpeg_without_h264_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +380,7 @@ def test_few_frames_are_held_whatever_is_slow(
     alive: set[int] = set()
     most = []
 
-    def track(path: Path, *, every: int) -> Iterator[drives.VideoFrame]:
+    def track(path: Path, *, every: int = 1) -> Iterator[drives.VideoFrame]:
         with closing(read_video(path, every=every)) as frames:
             for frame in frames:
                 alive.add(frame.index)
@@ -391,14 +398,16 @@ def test_few_frames_are_held_whatever_is_slow(
 
     def add(video: OverlayVideo, picture: np.ndarray, *, time: Fraction | None) -> None:
         wait("write")
+        original(video, picture, time=time)
 
-    path = write_video(tmp_path / "long.mp4", numbered(60) * 5)
+    original = OverlayVideo.add
+    path = write_video(tmp_path / "long.mp4", numbered(40) * 8)
     monkeypatch.setattr(drives, "read_video", track)
     monkeypatch.setattr(OverlayVideo, "add", add)
     gc.collect()
     predict_video(path, tmp_path / "out", classify=classify, classes=CLASSES, batch=4)
-    assert len(most) >= 300
-    assert max(most) <= 3 * 4 + 2  # batches; the reader holds its last frame, too
+    assert len(most) >= 320
+    assert max(most) <= 4 * 4  # read, classified, written and just about to be forgotten
 
 
 def test_batches_of_large_frames_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
