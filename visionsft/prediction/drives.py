@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from datamodules import CameraFrameDataModule, Classes, DataError
@@ -148,8 +149,17 @@ class DriveFiles:
             return
         if not self.masks.is_dir():
             raise WriteError(f"{self.masks}: is a file, and the class maps' folder must have this name")
-        if foreign := [path for path in self.masks.iterdir() if path.suffix != Frame.suffix]:
+        if foreign := [path for path in self.masks.iterdir() if not _is_class_map(path)]:
             raise WriteError(f"{foreign[0]}: is no class map, so its folder isn't replaced; move it away")
+
+
+def _is_class_map(path: Path) -> bool:
+    """An indexed picture; a camera's frames are none, which may well be in a folder of their video's name."""
+    try:
+        with Image.open(path) as picture:
+            return path.suffix == Frame.suffix and picture.mode == "P"
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)
