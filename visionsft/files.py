@@ -41,7 +41,8 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with _full_disk_said(target, temporary):
-            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed and had the same number
+            # left by a process that was killed and had the same number
+            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             yield temporary
             if target.exists():

@@ -409,7 +409,9 @@ class _Clock:
     @property
     def tick(self) -> Fraction:
         """The largest time of which unit and 1 / rate are multiples, as long as MP4 can count in it."""
-        numerator = math.gcd(self.unit.numerator * self.rate.numerator, self.unit.denominator * self.rate.denominator)
+        numerator = math.gcd(
+            self.unit.numerator * self.rate.numerator, self.unit.denominator * self.rate.denominator
+        )
         tick = Fraction(numerator, self.unit.denominator * self.rate.numerator)
         return tick if tick.denominator <= _FINEST else self.unit
 
@@ -500,7 +502,9 @@ def _upright(frame: DecodedFrame, path: str | Path) -> NDArray[np.uint8]:
         return picture
     (a, b), (c, d) = np.sign(np.frombuffer(matrix, np.int32).reshape(3, 3)[:2, :2]).tolist()
     if (a and b) or (c and d) or not (a or b) or not (c or d):
-        raise DataError(f"{path}: is to be shown turned by {frame.rotation} degrees; only quarter turns are known")
+        raise DataError(
+            f"{path}: is to be shown turned by {frame.rotation} degrees; only quarter turns are known"
+        )
     if b:
         return np.ascontiguousarray(picture.transpose(1, 0, 2)[::b, ::c])
     return np.ascontiguousarray(picture[::d, ::a])

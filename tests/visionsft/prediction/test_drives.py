@@ -37,7 +37,9 @@ from visionsft.prediction.drives import (
 )
 from visionsft.runs import Run
 
-SPECS = [ClassSpec(name, (i,), (90 * i, 200 - 90 * i, 60)) for i, name in enumerate(("low", "middle", "high"))]
+SPECS = [
+    ClassSpec(name, (i,), (90 * i, 200 - 90 * i, 60)) for i, name in enumerate(("low", "middle", "high"))
+]
 CLASSES = Classes(SPECS)
 NTSC = Fraction(30000, 1001)
 STEP = 6
@@ -226,7 +228,9 @@ def test_a_video_that_is_cut_off_is_named_with_the_place(tmp_path: Path, where: 
         ends = sorted(packet.pos + packet.size for packet in file.demux(video=0) if packet.size)
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(whole.read_bytes()[: ends[8] + (5 if where == "in a frame" else 0)])
-    with pytest.raises(DataError, match=r"cut\.mp4: cut off or damaged after frame \d+ \(0\.\d+ s\)") as caught:
+    with pytest.raises(
+        DataError, match=r"cut\.mp4: cut off or damaged after frame \d+ \(0\.\d+ s\)"
+    ) as caught:
         run_video(cut, tmp_path / "out", masks=True)
     assert caught.value.exit_code == 2
     assert in_folder(tmp_path / "out") == []
@@ -273,7 +277,9 @@ def test_the_overlay_shows_the_classes_in_their_colours(tmp_path: Path, size: tu
     Image.fromarray(picture).save(tmp_path / "in" / "a.png")
     found = np.digitize(picture.mean(2), (60, 150)).astype(np.uint8)
     found[: size[0] // 3] = 255
-    written, *_ = predict_frames(tmp_path / "in", tmp_path / "out", classify=lambda _: [found], classes=CLASSES)
+    written, *_ = predict_frames(
+        tmp_path / "in", tmp_path / "out", classify=lambda _: [found], classes=CLASSES
+    )
     (frame,) = read_video(written)
     assert frame.picture.shape == (36, 52, 3)  # even; the last row and column are there twice
     expected = overlay(picture, found, CLASSES.colours).astype(int)
