@@ -35,6 +35,13 @@ class BackendName(StrEnum):
     openvino = "openvino"
 
 
+class VectorFormat(StrEnum):
+    gpkg = "gpkg"
+    fgb = "fgb"
+    parquet = "parquet"
+    geojson = "geojson"
+
+
 class EngineName(StrEnum):
     local = "local"
     ray = "ray"
@@ -173,38 +180,58 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the predictions.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace predictions that exist.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep predictions that exist, do the rest.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep predictions that exist, do the rest.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also draw them over the images.")] = False,
     layer: Annotated[
-        list[str] | None, typer.Option(help="Also probability, confidence or entropy (scenes); repeatable.")
+        list[str] | None, typer.Option(help="Scenes: also probability, confidence, entropy; repeatable.")
     ] = None,
-    tile: Annotated[int | None, typer.Option(min=1, help="Side of a scene's tiles, in pixels.")] = None,
-    overlap: Annotated[int | None, typer.Option(min=0, help="Pixels that tiles have in common.")] = None,
+    vectors: Annotated[
+        VectorFormat | None, typer.Option(help="Scenes: also write polygons, in this format.")
+    ] = None,
+    simplify: Annotated[float, typer.Option(min=0, help="Polygons: tolerance in pixels.")] = 0.0,
+    min_area: Annotated[float, typer.Option(min=0, help="Polygons: smallest, in m2 (pixels without CRS).")] = 0.0,
+    fill_holes: Annotated[float, typer.Option(min=0, help="Polygons: smaller holes are filled.")] = 0.0,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="CLASS", help="Polygons: of this class only; repeatable.")
+    ] = None,
+    tile: Annotated[int | None, typer.Option(min=1, help="Scenes: side of the tiles, in pixels.")] = None,
+    overlap: Annotated[int | None, typer.Option(min=0, help="Scenes: pixels that tiles share.")] = None,
     backend: Annotated[
         BackendName, typer.Option(help="What computes scenes; auto: the fastest that agrees with torch.")
     ] = BackendName.auto,
     engine: Annotated[
         EngineName, typer.Option(help="ray: spread scenes and row bands over a Ray cluster.")
     ] = EngineName.local,
+    drives: Annotated[
+        bool, typer.Option("--drives", help="Frames: a folder is one drive, with an overlay video.")
+    ] = False,
+    every: Annotated[int, typer.Option(min=1, help="Videos: only each n-th frame.")] = 1,
+    rate: Annotated[int, typer.Option(min=1, help="Drives: frames a second of a folder's video.")] = 10,
+    masks: Annotated[bool, typer.Option(help="Drives: write the frames' class maps, too.")] = True,
 ) -> None:
-    """Write the class map of every INPUT, georeferenced where the input is."""
+    """Write the class map of every INPUT: georeferenced where it is, a video's beside an overlay video."""
     from visionsft.runs import Run
 
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
     Run.open(run)
-    from visionsft.prediction import SceneOptions, predict_all
+    from visionsft.prediction import FrameOptions, SceneOptions, VectorOptions, predict_all
 
+    polygons = VectorOptions(simplify, min_area, fill_holes, tuple(only) if only else None)
+    if vectors is None and polygons != VectorOptions():
+        raise typer.BadParameter("--simplify, --min-area, --fill-holes and --only are about --vectors")
     layers: Any = tuple(dict.fromkeys(["classes", *(layer or ())]))
-    options = SceneOptions(layers, overlay=overlay, tile=tile, overlap=overlap, backend=backend.value)
+    scenes = SceneOptions(
+        layers, vectors=vectors and f".{vectors.value}", polygons=polygons, tile=tile, overlap=overlap,
+        backend=backend.value,
+    )  # fmt: skip
     predictions = predict_all(
-        run, inputs, out, overwrite=overwrite, resume=resume, options=options, engine=engine.value
-    )
+        run, inputs, out, overwrite=overwrite, resume=resume, overlay=overlay, scenes=scenes,
+        frames=FrameOptions(drives=drives, every=every, rate=rate, masks=masks), engine=engine.value,
+    )  # fmt: skip
     typer.echo(predictions.table())
     predictions.check()
-    typer.echo(f"{len(predictions.files)} files in {out}")
+    typer.echo(f"{len(predictions.files)} results in {out}")
 
 
 @app.command()

@@ -46,6 +46,24 @@ def disk_trouble(target: Path, *, temporary: Path | None = None) -> Iterator[Non
         raise
 
 
+@contextmanager
+def atomic_folder(target: str | Path) -> Iterator[Path]:
+    """The same for a folder, which is empty at first; a folder `target` that exists is replaced in the end."""
+    target = Path(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with disk_trouble(target, temporary=temporary):
+            # left by a process that was killed and had the same number
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_text(target: str | Path, text: str) -> None:
     """Write `text` as UTF-8, all or nothing."""
     with atomic_path(target) as path:

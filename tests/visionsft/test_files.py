@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from visionsft.errors import WriteError
-from visionsft.files import atomic_path, write_text
+from visionsft.files import atomic_folder, atomic_path, write_text
 
 
 def test_the_file_appears_at_the_end_only(tmp_path: Path) -> None:
@@ -96,3 +96,39 @@ def test_a_killed_process_leaves_no_final_name(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, target]).returncode == -signal.SIGKILL
     assert not target.exists()
     assert all(name.startswith(".") for name in os.listdir(tmp_path))
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "maps"
+    with atomic_folder(target) as folder:
+        (folder / "old.png").touch()
+        assert not target.exists()
+
+    def fail() -> None:
+        with atomic_folder(target) as folder:
+            (folder / "new.png").touch()
+            raise KeyError("class")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert os.listdir(target) == ["old.png"]
+    with atomic_folder(target) as folder:
+        (folder / "new.png").touch()
+    assert os.listdir(target) == ["new.png"]
+    assert os.listdir(tmp_path) == ["maps"]
+
+
+def test_a_killed_processes_half_folder_is_not_taken_up(tmp_path: Path) -> None:
+    """In containers, the next process may well have the same number."""
+    left = tmp_path / f".maps.{os.getpid()}.partial"
+    left.mkdir()
+    (left / "half.png").touch()
+    with atomic_folder(tmp_path / "maps") as folder:
+        (folder / "whole.png").touch()
+    assert os.listdir(tmp_path / "maps") == ["whole.png"]
+
+
+def test_a_full_disk_is_named_for_folders(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match=r"can't write .*maps: .*MB free"), atomic_folder(tmp_path / "maps"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert os.listdir(tmp_path) == []

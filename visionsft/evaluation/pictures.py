@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import shorten
+from typing import Any
 
+import cv2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -76,9 +78,15 @@ def _stretch(band: NDArray[np.float32], seen: NDArray[np.bool_]) -> NDArray[np.f
 def colourise(mask: ArrayLike, colours: NDArray[np.uint8]) -> Rgb:
     """Class indices ``(H, W)`` in their colours ``(K, 3) uint8``; 255 as grey stripes."""
     mask = np.asarray(mask)
+    return _stripe(_paint(mask, colours), mask == IGNORE)
+
+
+def _paint(mask: NDArray[Any], colours: NDArray[np.uint8]) -> Rgb:
+    """Black where there is no class."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(colours)] = colours
-    return _stripe(table[mask.astype(np.uint8)], mask == IGNORE)
+    # several times as fast as table[mask]
+    return np.asarray(cv2.applyColorMap(mask.astype(np.uint8), table[:, None]), np.uint8)
 
 
 def error_map(prediction: ArrayLike, truth: ArrayLike) -> Rgb:
@@ -91,8 +99,8 @@ def error_map(prediction: ArrayLike, truth: ArrayLike) -> Rgb:
 def overlay(picture: Rgb, mask: ArrayLike, colours: NDArray[np.uint8], *, alpha: float = 0.5) -> Rgb:
     """The mask's colours over the picture; the bare picture where the mask is 255."""
     mask = np.asarray(mask)
-    mixed = picture * (1 - alpha) + colourise(mask, colours) * alpha
-    return np.where((mask == IGNORE)[..., None], picture, np.rint(mixed).astype(np.uint8))
+    mixed = np.asarray(cv2.addWeighted(picture, 1 - alpha, _paint(mask, colours), alpha, 0), np.uint8)
+    return np.asarray(cv2.copyTo(picture, (mask == IGNORE).astype(np.uint8), mixed), np.uint8)
 
 
 def _stripe(picture: Rgb, where: NDArray[np.bool_]) -> Rgb:

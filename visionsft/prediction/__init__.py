@@ -4,13 +4,17 @@ from visionsft.prediction.exporting import export_onnx
 from visionsft.prediction.mapping import SceneOptions, ScenePredictor
 from visionsft.prediction.predicting import Outcome, Predictions, predict, predict_all
 from visionsft.prediction.scenes import Band, blend_tiles, row_bands
+from visionsft.prediction.stills import FrameOptions
+from visionsft.prediction.vectorising import VectorOptions
 
 __all__ = [
     "Band",
+    "FrameOptions",
     "Outcome",
     "Predictions",
     "SceneOptions",
     "ScenePredictor",
+    "VectorOptions",
     "blend_tiles",
     "export_onnx",
     "predict",

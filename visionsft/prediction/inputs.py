@@ -15,12 +15,17 @@ LIST_SUFFIX = ".txt"
 """Of a file that names inputs, one a line."""
 
 
-def find_inputs(given: Sequence[str | Path], *, suffixes: Sequence[str]) -> list[str]:
+def find_inputs(
+    given: Sequence[str | Path], *, suffixes: Sequence[str], whole_folders: bool = False
+) -> list[str]:
     """Files, the images directly in folders, what globs match, what lists name, and remote paths as they are.
 
-    Each once, in the order given. suffixes: of the images in folders, in lower case.
+    Each once, in the order given. suffixes: of the images in folders, in lower case. whole_folders: a folder is an
+    input itself.
     """
-    found = [path for each in given for path in _expand(str(each), suffixes)]
+    found: list[str] = []
+    for each in map(str, given):
+        found += [each] if whole_folders and Path(each).is_dir() else _expand(each, suffixes)
     if not found:
         raise DataError("no input was given")
     return list(dict.fromkeys(found))

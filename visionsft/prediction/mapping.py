@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules import DataError, GeoTiffDataModule
-from datamodules.raster import Pool, read_thumbnail
+from datamodules.raster import LONLAT, Pool, read_thumbnail
 from visionsft.errors import ConfigError, nearest
 from visionsft.evaluation.pictures import display
 from visionsft.evaluation.pictures import overlay as draw_overlay
@@ -23,7 +23,7 @@ from visionsft.files import atomic_path
 from visionsft.models.views import average_views
 from visionsft.prediction.backends import Backend, Choice, choose_backend, create_backend
 from visionsft.prediction.blending import Grid
-from visionsft.prediction.inputs import is_remote
+from visionsft.prediction.inputs import is_remote, stem
 from visionsft.prediction.maps import MapWriter, legends
 from visionsft.prediction.scenes import (
     LAYERS,
@@ -34,7 +34,8 @@ from visionsft.prediction.scenes import (
     make_layers,
     row_bands,
 )
-from visionsft.prediction.tiling import batch_size, plan_tiles
+from visionsft.prediction.tiling import batch_size, fitting, plan_tiles
+from visionsft.prediction.vectorising import VectorOptions, find_format, open_polygons
 
 if TYPE_CHECKING:
     from visionsft.training.loading import LoadedRun
@@ -54,8 +55,10 @@ class SceneOptions:
 
     layers: tuple[LayerName, ...] = ("classes",)
     """Kinds of maps; the class map is always made."""
-    overlay: bool = False
-    """Also draw the classes over the picture, as a JPEG of at most 2048 pixels a side."""
+    vectors: str | None = None
+    """Suffix of the format in which polygons are written, too: .gpkg, .fgb, .parquet or .geojson."""
+    polygons: VectorOptions = VectorOptions()  # noqa: RUF009 (frozen)
+    """Which, and how exactly."""
     tile: int | None = None
     overlap: int | None = None
     """Of the tiles, in the model's pixels; None: what the run's configuration says, else chosen."""
@@ -64,6 +67,8 @@ class SceneOptions:
     """What computes: see `visionsft.prediction.backends`."""
 
     def __post_init__(self) -> None:
+        if self.vectors is not None:
+            find_format(Path(f"map{self.vectors}"), LONLAT)
         for name in self.layers:
             if name not in LAYERS:
                 hint = nearest(name, LAYERS)
@@ -79,28 +84,37 @@ class ScenePredictor:
     suffixes: ClassVar[tuple[str, ...]] = (".tif", ".tiff", ".vrt", ".jp2")
     """Of scenes in a folder."""
 
-    def __init__(self, loaded: LoadedRun, options: SceneOptions = SceneOptions()) -> None:
+    def __init__(
+        self, loaded: LoadedRun, options: SceneOptions = SceneOptions(), *, overlay: bool = False
+    ) -> None:
+        """overlay: also draw the classes over the picture, as a JPEG of at most 2048 pixels a side."""
         if not isinstance(loaded.data, GeoTiffDataModule):
             raise DataError(f"{loaded.run.path}: was trained on camera frames; scenes need a run of GeoTIFFs")
         self.loaded = loaded
         self.data = loaded.data
         self.options = options
+        self.overlay = overlay
+        options.polygons.chosen(loaded.data.classes.names)
         self.num_classes = len(self.data.classes)
         self.note = ""
         """Which backend was chosen, and why."""
         self._backend: Backend | None = None
 
-    def targets(self, stem: str, out: Path) -> dict[str, Path]:
-        """The files that a scene of this name becomes, by kind of result."""
-        files = {
-            name: out / (f"{stem}.tif" if name == "classes" else f"{stem}_{name}.tif")
-            for name in self.options.layers
-        }
-        return files | ({"overlay": out / f"{stem}_overlay.jpg"} if self.options.overlay else {})
+    def targets(self, path: str, out: Path) -> dict[str, Path]:
+        """The files that a scene becomes, by kind of result."""
+        name = stem(path)
+        files = {layer: out / f"{name}_{layer}.tif" for layer in self.options.layers}
+        files["classes"] = out / f"{name}.tif"
+        if self.options.vectors is not None:
+            files["vectors"] = out / f"{name}{self.options.vectors}"
+        return files | ({"overlay": out / f"{name}_overlay.jpg"} if self.overlay else {})
 
     def open(self, path: str) -> SceneSource:
         """Reads the header and looks at some values; refuses what doesn't fit the run."""
-        return SceneSource(self.data.prediction_scene(path), self.data.normalisation)
+        scene = self.data.prediction_scene(path)
+        if self.options.vectors is not None:
+            find_format(Path(f"map{self.options.vectors}"), scene.header.grid.crs)
+        return SceneSource(scene, self.data.normalisation)
 
     def plan(self, source: SceneSource) -> Grid:
         """The tiles over a scene."""
@@ -116,7 +130,11 @@ class ScenePredictor:
         with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
             pieces = blend_tiles(
                 source,
-                partial(average_views, self.backend(source, grid), **self.loaded.views),
+                partial(
+                    average_views,
+                    fitting(self.backend(source, grid), self.loaded.model, self.data),
+                    **self.loaded.views,
+                ),
                 grid,
                 num_classes=self.num_classes,
                 batch=batch_size(grid),
@@ -143,8 +161,9 @@ class ScenePredictor:
             warnings.warn(self.note, stacklevel=2)
         return self._backend
 
-    def predict(self, path: str, targets: dict[str, Path]) -> None:
+    def predict(self, path: str, targets: dict[str, Path], *, overwrite: bool) -> None:
         """Make a scene's files; an interrupted attempt with the same settings is continued."""
+        del overwrite  # each file takes the place of an old one once it is complete
         source = self.open(path)
         grid = self.plan(source)
         with self.writer(path, source, grid, targets) as writer:
@@ -166,6 +185,8 @@ class ScenePredictor:
         """The files under their final names, the class map last: it stands for a complete set."""
         if "overlay" in targets:
             self._draw(source, writer.thumbnail("classes", SHOWN), targets["overlay"])
+        if "vectors" in targets:
+            self._outline(source, writer, targets["vectors"])
         names = sorted(self.options.layers, key=lambda name: name == "classes")
         writer.finish({name: targets[name] for name in names})
 
@@ -181,6 +202,16 @@ class ScenePredictor:
             "layers": self.options.layers,
             "views": self.loaded.views,
         }
+
+    def _outline(self, source: SceneSource, writer: MapWriter, target: Path) -> None:
+        ground = source.scene.header.grid
+        names, options = self.data.classes.names, self.options.polygons
+        scene = source.scene.header.path
+        with open_polygons(
+            target, transform=ground.transform, crs=ground.crs, names=names, options=options, scene=scene
+        ) as polygons:
+            for row, rows in writer.read_classes():
+                polygons.add(row, rows)
 
     def _draw(self, source: SceneSource, classes: NDArray[np.uint8], target: Path) -> None:
         scene = source.scene

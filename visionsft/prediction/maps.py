@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +131,14 @@ class MapWriter:
         raw = np.memmap(self._raw(name), np.uint8, mode="r", shape=(height, width))
         return np.stack([raw[row][cols] for row in rows])
 
+    def read_classes(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """The finished class map from top to bottom: first row, (h, W)."""
+        step = max(1, BLOCK * BLOCK // self.grid.width)
+        with open(self._raw("classes"), "rb") as file:
+            for row in range(0, self.grid.height, step):
+                rows = np.frombuffer(file.read(step * self.grid.width), np.uint8)
+                yield row, rows.reshape(-1, self.grid.width)
+
     def finish(self, targets: Mapping[str, Path]) -> None:
         """Every layer as a Cloud-Optimised GeoTIFF under its final name; the folder goes."""
         assert self.rows == self.grid.height, f"{self.rows} of {self.grid.height} rows"
@@ -161,6 +169,11 @@ class MapWriter:
 
     def _trouble(self) -> AbstractContextManager[None]:
         return disk_trouble(self.folder)
+
+
+def _centres(length: int, count: int) -> NDArray[np.int64]:
+    """(count,) positions spread evenly over 0..length."""
+    return ((np.arange(count) + 0.5) * (length / count)).astype(np.int64)
 
 
 def write_cog(source: Path, target: Path, *, overviews: str) -> None:

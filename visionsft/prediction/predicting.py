@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from datamodules import DataError, GeoTiffDataModule
 from visionsft.errors import ConfigError
 from visionsft.evaluation.evaluating import progress
-from visionsft.prediction.backends import Choice
-from visionsft.prediction.inputs import check_targets, find_inputs, stem
-from visionsft.prediction.mapping import LayerName, SceneOptions, ScenePredictor
-from visionsft.prediction.stills import StillPredictor
+from visionsft.prediction.inputs import check_targets, find_inputs
+from visionsft.prediction.mapping import SceneOptions, ScenePredictor
+from visionsft.prediction.stills import FrameOptions, StillPredictor
 from visionsft.runs import Run
 
 if TYPE_CHECKING:
@@ -87,22 +86,21 @@ def predict(
     overwrite: bool = False,
     resume: bool = False,
     overlay: bool = False,
-    layers: Sequence[LayerName] = ("classes",),
-    tile: int | None = None,
-    overlap: int | None = None,
-    backend: Choice = "auto",
+    scenes: SceneOptions = SceneOptions(),  # noqa: B008 (frozen)
+    frames: FrameOptions = FrameOptions(),  # noqa: B008 (frozen)
     engine: Engine = "local",
 ) -> list[Path]:
     """Write the class map of every input into the folder `out`; returns the files, in input order.
 
-    inputs: files, folders (the images directly in them), globs, .txt lists of them, and paths that GDAL fetches.
-    resume: keep finished results that exist. The other options are those of `SceneOptions`. An input that can't be
-    used doesn't keep the others from being predicted; a DataError names all such inputs at the end.
+    inputs: files, folders (what lies directly in them), globs, .txt lists of them, and paths that GDAL fetches.
+    resume: keep finished results that exist. scenes, frames: what is made of GeoTIFFs, and of pictures and videos.
+    engine: 'ray' spreads scenes and row bands of large ones over a Ray cluster. An input that can't be used doesn't
+    keep the others from being predicted; a DataError names all such inputs at the end.
     """
-    options = SceneOptions(tuple(layers), overlay=overlay, tile=tile, overlap=overlap, backend=backend)
     predictions = predict_all(
-        run, inputs, out, overwrite=overwrite, resume=resume, options=options, engine=engine
-    )
+        run, inputs, out, overwrite=overwrite, resume=resume, overlay=overlay, scenes=scenes, frames=frames,
+        engine=engine,
+    )  # fmt: skip
     predictions.check()
     return predictions.files
 
@@ -114,58 +112,76 @@ def predict_all(
     *,
     overwrite: bool = False,
     resume: bool = False,
-    options: SceneOptions = SceneOptions(),  # noqa: B008 (frozen)
+    overlay: bool = False,
+    scenes: SceneOptions = SceneOptions(),  # noqa: B008 (frozen)
+    frames: FrameOptions = FrameOptions(),  # noqa: B008 (frozen)
     engine: Engine = "local",
 ) -> Predictions:
-    """As `predict`, but inputs that fail raise nothing: they are among the outcomes.
-
-    engine: 'ray' spreads scenes and row bands of large ones over a Ray cluster.
-    """
+    """As `predict`, but inputs that fail raise nothing: they are among the outcomes."""
     from visionsft.training.loading import load_run  # imported late, as in visionsft.evaluation
 
     run = run if isinstance(run, Run) else Run.open(run)
-    predictor = _predictor(load_run(run, "best"), options)
-    paths = find_inputs([inputs] if isinstance(inputs, str | Path) else inputs, suffixes=predictor.suffixes)
-    targets = {path: predictor.targets(stem(path), Path(out)) for path in paths}
+    predictor = _predictor(load_run(run, "best"), overlay, scenes, frames, engine)
+    given = [inputs] if isinstance(inputs, str | Path) else inputs
+    paths = find_inputs(given, suffixes=predictor.suffixes, whole_folders=frames.drives)
+    targets = {path: predictor.targets(path, Path(out)) for path in paths}
     check_targets(targets, overwrite=overwrite, resume=resume)
     kept = {path for path in paths if resume and all(file.exists() for file in targets[path].values())}
     jobs = {path: targets[path] for path in paths if path not in kept}
-    found = {
-        each.path: each
-        for each in progress(_outcomes(predictor, jobs, engine), "predicting", total=len(jobs))
-    }
-    outcomes = [found.get(path) or Outcome(path, tuple(targets[path].values()), 0.0) for path in paths]
-    return Predictions(tuple(outcomes), Path(out), predictor.note)
+    outcomes = _outcomes(predictor, jobs, engine, overwrite=overwrite)
+    found = {each.path: each for each in progress(outcomes, "predicting", total=len(jobs))}
+    return Predictions(
+        tuple(found.get(path) or Outcome(path, tuple(targets[path].values()), 0.0) for path in paths),
+        Path(out),
+        predictor.note,
+    )
 
 
-def _predictor(loaded: LoadedRun, options: SceneOptions) -> ScenePredictor | StillPredictor:
+def _predictor(
+    loaded: LoadedRun, overlay: bool, scenes: SceneOptions, frames: FrameOptions, engine: Engine
+) -> ScenePredictor | StillPredictor:
+    """The one that suits the run; options for the other are refused."""
     if isinstance(loaded.data, GeoTiffDataModule):
-        return ScenePredictor(loaded, options)
-    if options.layers != ("classes",):
-        others = ", ".join(name for name in options.layers if name != "classes")
-        raise ConfigError(
-            f"maps of {others} are made of GeoTIFF scenes; this run was trained on camera frames"
-        )
-    return StillPredictor(loaded, overlay=options.overlay)
+        if given := _changed(frames):
+            raise ConfigError(
+                f"{given}: for camera frames and videos; this run was trained on GeoTIFF scenes"
+            )
+        return ScenePredictor(loaded, scenes, overlay=overlay)
+    if given := _changed(scenes) or ("engine" if engine != "local" else ""):
+        raise ConfigError(f"{given}: for GeoTIFF scenes; this run was trained on camera frames")
+    return StillPredictor(loaded, frames, overlay=overlay)
+
+
+def _changed(options: SceneOptions | FrameOptions) -> str:
+    """Names of the options that aren't as by default."""
+    plain = type(options)()
+    return ", ".join(
+        each.name for each in fields(options) if getattr(options, each.name) != getattr(plain, each.name)
+    )
 
 
 def _outcomes(
-    predictor: ScenePredictor | StillPredictor, jobs: Mapping[str, dict[str, Path]], engine: Engine
+    predictor: ScenePredictor | StillPredictor,
+    jobs: Mapping[str, dict[str, Path]],
+    engine: Engine,
+    *,
+    overwrite: bool,
 ) -> Iterator[Outcome]:
     """What becomes of each input, in their order."""
     if engine == "ray":
-        if isinstance(predictor, StillPredictor):
-            raise ConfigError("engine 'ray' is for GeoTIFF scenes; this run was trained on camera frames")
         from visionsft.prediction.spreading import predict_on_ray
 
+        assert isinstance(predictor, ScenePredictor)
         return predict_on_ray(predictor, jobs)
-    return (_predict_one(predictor, path, targets) for path, targets in jobs.items())
+    return (_predict_one(predictor, path, targets, overwrite) for path, targets in jobs.items())
 
 
-def _predict_one(predictor: ScenePredictor | StillPredictor, path: str, targets: dict[str, Path]) -> Outcome:
+def _predict_one(
+    predictor: ScenePredictor | StillPredictor, path: str, targets: dict[str, Path], overwrite: bool
+) -> Outcome:
     start = time.perf_counter()
     try:
-        predictor.predict(path, targets)
+        predictor.predict(path, targets, overwrite=overwrite)
     except DataError as error:
         return Outcome(path, (), time.perf_counter() - start, str(error))
     return Outcome(path, tuple(targets.values()), time.perf_counter() - start)

@@ -151,6 +151,17 @@ def blend_tiles(
                 yield Piece(own, complete, tile.valid[: own.height, : own.width])
 
 
+def in_tiles(run: Run, image: Tensor, grid: Grid, *, num_classes: int) -> Tensor:
+    """image (B, C, H, W) -> logits (B, K, H, W): `run` on tiles of each image in memory, blended."""
+    logits = torch.empty(len(image), num_classes, *image.shape[2:])
+    for pixels, found in zip(image.cpu().numpy(), logits, strict=True):
+        source = ArraySource(pixels, np.ones(pixels.shape[1:], bool))
+        for piece in blend_tiles(source, run, grid, num_classes=num_classes):
+            own = piece.window
+            found[:, own.row : own.row + own.height, own.col : own.col + own.width] = piece.logits
+    return logits
+
+
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
     """The items, each made by another thread while the one before it is used."""
     iterator, end = iter(items), object()

@@ -1,7 +1,9 @@
-"""Stills: the class map of one camera frame, as an indexed picture of the frame's own size."""
+"""Stills: the class map of one camera frame, as an indexed picture of the frame's own size; and of whole drives."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,42 +16,104 @@ from torch import Tensor
 from datamodules import Classes, DataError
 from datamodules.batch import IGNORE
 from datamodules.frames import read_image
-from visionsft.evaluation.evaluating import infer
+from visionsft.errors import ConfigError
 from visionsft.evaluation.metrics import predict_classes
 from visionsft.evaluation.pictures import overlay as draw_overlay
 from visionsft.files import atomic_path
+from visionsft.models.views import average_views
+from visionsft.prediction.backends import TorchBackend
+from visionsft.prediction.inputs import stem
 from visionsft.prediction.maps import colour_table
-from visionsft.prediction.scenes import resample
+from visionsft.prediction.scenes import Run, resample
+from visionsft.prediction.tiling import fitting
 
 if TYPE_CHECKING:
     from visionsft.training.loading import LoadedRun
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+"""Of images in a folder."""
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg")
+"""Of videos."""
+MAP_SUFFIX = ".png"
+"""Of class maps."""
 LARGEST = 8192 * 8192
 """Pixels of a frame at most: it is predicted in one piece."""
 
 
-class StillPredictor:
-    """A trained camera run, ready for frames."""
+@dataclass(frozen=True)
+class FrameOptions:
+    """What is made of frames and videos."""
 
-    suffixes: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-    """Of images in a folder."""
+    drives: bool = False
+    """A folder is one drive, with an overlay video, and not a number of frames."""
+    every: int = 1
+    """Of a video, each n-th frame."""
+    rate: int = 10
+    """Frames a second of a drive made of a folder."""
+    masks: bool = True
+    """Class maps of a drive's frames, too, and not only its overlay video."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "rate"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+
+
+class StillPredictor:
+    """A trained camera run, ready for frames, videos and folders of frames."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    """Of inputs in a folder."""
     note: ClassVar[str] = ""
     """Frames are computed by PyTorch: there is no choice to report."""
 
-    def __init__(self, loaded: LoadedRun, *, overlay: bool = False) -> None:
+    def __init__(
+        self, loaded: LoadedRun, options: FrameOptions = FrameOptions(), *, overlay: bool = False
+    ) -> None:
         self.loaded = loaded
+        self.options = options
         self.overlay = overlay
 
-    def targets(self, stem: str, out: Path) -> dict[str, Path]:
-        """The files that a frame of this name becomes, by kind of result."""
-        files = {"classes": out / f"{stem}.png"}
-        return files | ({"overlay": out / f"{stem}_overlay.jpg"} if self.overlay else {})
+    def targets(self, path: str, out: Path) -> dict[str, Path]:
+        """What an input becomes, by kind of result: files, and the folder of a drive's class maps."""
+        name = stem(path)
+        if self._is_drive(path):
+            files = {"overlay": out / f"{name}_overlay.mp4"}
+            return files | ({"classes": out / name} if self.options.masks else {})
+        files = {"classes": out / f"{name}{MAP_SUFFIX}"}
+        return files | ({"overlay": out / f"{name}_overlay.jpg"} if self.overlay else {})
 
-    def predict(self, path: str, targets: dict[str, Path]) -> None:
-        """Make a frame's files."""
+    def predict(self, path: str, targets: dict[str, Path], *, overwrite: bool) -> None:
+        """Make an input's files."""
+        if self._is_drive(path):
+            self._predict_drive(path, targets["overlay"].parent, overwrite=overwrite)
+        else:
+            self._predict_still(path, targets)
+
+    @cached_property
+    def run(self) -> Run:
+        """image (B, C, H, W) float32, normalised -> logits (B, K, H, W); frames larger than the model in tiles."""
+        whole = fitting(TorchBackend(self.loaded), self.loaded.model, self.loaded.data)
+        return partial(average_views, whole, **self.loaded.views)
+
+    def _is_drive(self, path: str) -> bool:
+        return Path(path).suffix.lower() in VIDEO_SUFFIXES or Path(path).is_dir()
+
+    def _predict_drive(self, path: str, out: Path, *, overwrite: bool) -> None:
+        from visionsft.prediction import drives  # which writes its class maps as this module does
+
+        wanted, classes = self.options, self.loaded.data.classes
+        classify = drives.frame_classifier(self.loaded, run=self.run)
+        common = {"classify": classify, "classes": classes, "masks": wanted.masks, "overwrite": overwrite}
+        if Path(path).is_dir():
+            drives.predict_frames(path, out, rate=wanted.rate, **common)  # type: ignore[arg-type]
+        else:
+            drives.predict_video(path, out, every=wanted.every, **common)  # type: ignore[arg-type]
+
+    def _predict_still(self, path: str, targets: dict[str, Path]) -> None:
         size = _size(path)
         sample = self.loaded.data.prediction_dataset([path])[0]
-        logits = infer(self.loaded, sample["image"][None])
+        logits = self.run(sample["image"][None])
         classes = _classify(logits, sample["valid"].to(logits.device), size)
         names = self.loaded.data.classes
         with atomic_path(targets["classes"]) as temporary:

@@ -11,13 +11,14 @@ import math
 import re
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from datamodules.datamodule import SegmentationDataModule
 from visionsft.errors import ConfigError
 from visionsft.models import SegmentationModel
 from visionsft.models.model import FeatureExtractor
 from visionsft.prediction.blending import Grid, plan_grid
+from visionsft.prediction.scenes import Run, in_tiles
 
 LARGEST = 2048
 """Side of a tile at most."""
@@ -57,6 +58,21 @@ def plan_tiles(
         max(least, round(pixels * step)) for pixels, least in ((side, 1), (margin, 0), (multiple, 1))
     )
     return plan_grid(shape, size=side, overlap=min(margin, side // 2), multiple=multiple)
+
+
+def fitting(run: Run, model: SegmentationModel, data: SegmentationDataModule) -> Run:
+    """`run` for images of any size: those larger than the model's only size go through it in tiles."""
+    limit = _size_limit(model)
+    if limit is None:
+        return run
+
+    def fit(image: Tensor) -> Tensor:
+        shape = (image.shape[2], image.shape[3])
+        if max(shape) <= limit:
+            return run(image)
+        return in_tiles(run, image, plan_tiles(model, data, shape), num_classes=model.num_classes)
+
+    return fit
 
 
 def batch_size(grid: Grid) -> int:

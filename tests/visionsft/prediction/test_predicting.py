@@ -27,7 +27,7 @@ from datamodules import (
 from datamodules.batch import Window
 from visionsft.config import Backbone, CameraData, Config
 from visionsft.errors import ConfigError, WriteError
-from visionsft.prediction import predict
+from visionsft.prediction import FrameOptions, SceneOptions, VectorOptions, predict
 from visionsft.prediction.scenes import SceneSource, resample
 from visionsft.runs import Run
 
@@ -258,7 +258,9 @@ def test_a_scene_of_many_tiles_is_the_scene_of_one(make_run: Callable[..., Run],
     classes = draw(150, 90, seed=4)
     classes[100:, :40] = 255
     image = write_scene(scenes / "in" / "scene.tif", classes)
-    (written,) = predict(scene_run(make_run, scenes), image, scenes / "out", tile=32, overlap=9)
+    (written,) = predict(
+        scene_run(make_run, scenes), image, scenes / "out", scenes=SceneOptions(tile=32, overlap=9)
+    )
     with rasterio.open(written) as file:
         assert np.array_equal(file.read(1), classes)
 
@@ -267,7 +269,9 @@ def test_a_scene_of_many_tiles_is_the_scene_of_one(make_run: Callable[..., Run],
 def test_a_scene_of_one_row(make_run: Callable[..., Run], scenes: Path, shape: tuple[int, int]) -> None:
     classes = draw(*shape)
     image = write_scene(scenes / "in" / "scene.tif", classes)
-    (written,) = predict(scene_run(make_run, scenes), image, scenes / "out", tile=32, overlap=4)
+    (written,) = predict(
+        scene_run(make_run, scenes), image, scenes / "out", scenes=SceneOptions(tile=32, overlap=4)
+    )
     with rasterio.open(written) as file:
         assert np.array_equal(file.read(1), classes)
 
@@ -276,7 +280,10 @@ def test_many_tiles_at_another_resolution(make_run: Callable[..., Run], scenes: 
     classes = np.kron(draw(12, 9, seed=3), np.ones((16, 16), np.uint8))
     image = write_scene(scenes / "in" / "scene.tif", classes)
     (written,) = predict(
-        scene_run(make_run, scenes, resolution=20), image, scenes / "out", tile=32, overlap=8
+        scene_run(make_run, scenes, resolution=20),
+        image,
+        scenes / "out",
+        scenes=SceneOptions(tile=32, overlap=8),
     )
     with rasterio.open(written) as file:
         inside = np.kron(np.ones((12, 9)), np.pad(np.ones((10, 10)), 3)) > 0
@@ -286,7 +293,9 @@ def test_many_tiles_at_another_resolution(make_run: Callable[..., Run], scenes: 
 def test_layers_on_request(make_run: Callable[..., Run], scenes: Path) -> None:
     image = write_scene(scenes / "in" / "a.tif", draw(40, 40))
     run = scene_run(make_run, scenes)
-    written = predict(run, image, scenes / "out", layers=("confidence", "probability", "entropy"))
+    written = predict(
+        run, image, scenes / "out", scenes=SceneOptions(("confidence", "probability", "entropy"))
+    )
     assert [path.name for path in written] == [
         "a.tif",
         "a_confidence.tif",
@@ -298,7 +307,7 @@ def test_layers_on_request(make_run: Callable[..., Run], scenes: Path) -> None:
         total = file.read().astype(int).sum(axis=0)
     assert np.abs(total - 254).max() <= 2
     with pytest.raises(ConfigError, match=r"layer 'confidance': no such map.*nearest: confidence"):
-        predict(run, image, scenes / "out", layers=("confidance",))  # type: ignore[arg-type]
+        predict(run, image, scenes / "out", scenes=SceneOptions(("confidance",)))  # type: ignore[arg-type]
 
 
 def test_own_names_in_another_order_win_over_the_configurations(
@@ -312,6 +321,30 @@ def test_own_names_in_another_order_win_over_the_configurations(
     (written,) = predict(run, image, scenes / "out")
     with rasterio.open(written) as file:
         assert np.array_equal(file.read(1), classes)
+
+
+def test_polygons_of_a_scene(make_run: Callable[..., Run], scenes: Path) -> None:
+    shapely = pytest.importorskip("shapely", reason="shapely is not installed")
+    pyogrio = pytest.importorskip("pyogrio", reason="pyogrio is not installed")
+    classes = np.kron(draw(6, 5, seed=3), np.ones((16, 16), np.uint8))
+    image = write_scene(scenes / "in" / "a.tif", classes)
+    options = SceneOptions(vectors=".fgb", polygons=VectorOptions(classes=("high",)), tile=32, overlap=8)
+    run = scene_run(make_run, scenes)
+    written = predict(run, image, scenes / "out", scenes=options)
+    assert [path.name for path in written] == ["a.tif", "a.fgb"]
+    meta, _, shapes, columns = pyogrio.raw.read(written[1])
+    areas = shapely.area(shapely.from_wkb(shapes))
+    assert set(columns[list(meta["fields"]).index("class")]) == {"high"}
+    assert areas.sum() == pytest.approx(100 * (classes == 2).sum())
+    options = SceneOptions(vectors=".fgb", polygons=VectorOptions(classes=("hihg",)))
+    with pytest.raises(ConfigError, match=r"no class 'hihg'.*'high'"):
+        predict(run, image, scenes / "other", scenes=options)
+
+
+def test_options_of_the_other_kind_are_refused(make_run: Callable[..., Run], scenes: Path) -> None:
+    image = write_scene(scenes / "in" / "a.tif", draw(32, 32))
+    with pytest.raises(ConfigError, match="drives, every: for camera frames and videos"):
+        predict(scene_run(make_run, scenes), image, scenes / "out", frames=FrameOptions(drives=True, every=2))
 
 
 class KillError(Exception):
@@ -336,11 +369,11 @@ def test_a_killed_scene_goes_on_inside_the_scene(
     monkeypatch.setattr(SceneSource, "read", read)
     monkeypatch.setattr("visionsft.prediction.tiling.BATCH_PIXELS", 32 * 32)
     with pytest.raises(KillError):
-        predict(run, image, scenes / "out", tile=32, overlap=8)
+        predict(run, image, scenes / "out", scenes=SceneOptions(tile=32, overlap=8))
     assert not list((scenes / "out").glob("*.tif"))
     killing = False
     rows.clear()
-    (written,) = predict(run, image, scenes / "out", tile=32, overlap=8)
+    (written,) = predict(run, image, scenes / "out", scenes=SceneOptions(tile=32, overlap=8))
     assert min(rows) >= 48  # the rows of tiles that were finished were not computed again
     with rasterio.open(written) as file:
         assert np.array_equal(file.read(1), classes)
@@ -440,6 +473,23 @@ def test_inputs_that_do_not_exist_are_refused_at_once(frame_run: Run, tmp_path: 
     with pytest.raises(DataError, match="no input"):
         predict(frame_run, [], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_a_drive_on_request(frame_run: Run, tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="av is not installed")
+    for index in range(3):
+        write_frame(tmp_path / "in" / f"frame{index}.png", np.full((40, 60), index, np.uint8))
+    frames = FrameOptions(drives=True, rate=5)
+    written = predict(frame_run, tmp_path / "in", tmp_path / "out", frames=frames)
+    assert [path.name for path in written] == ["in_overlay.mp4", "in"]
+    with Image.open(tmp_path / "out" / "in" / "frame2.png") as picture:
+        assert (np.asarray(picture) == 2).all()
+    with av.open(str(written[0])) as container:
+        assert container.streams.video[0].average_rate == 5
+    again = predict(frame_run, written[0], tmp_path / "video", frames=FrameOptions(masks=False))
+    assert [path.name for path in again] == ["in_overlay_overlay.mp4"]
+    with pytest.raises(ConfigError, match="tile: for GeoTIFF scenes"):
+        predict(frame_run, tmp_path / "in", tmp_path / "out2", scenes=SceneOptions(tile=32))
 
 
 def test_a_broken_frame_does_not_stop_the_others(frame_run: Run, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import rasterio
 from rasterio.transform import from_origin
 
 from datamodules import DataError
-from visionsft.prediction import predict
+from visionsft.prediction import SceneOptions, predict
 from visionsft.prediction.spreading import row_ranges
 from visionsft.runs import Run
 
@@ -72,10 +72,9 @@ def test_the_files_are_those_of_one_process(write_run: Callable[..., Run], tmp_p
     scenes = [
         write_scene(tmp_path / f"{n}.tif", height=h, width=90, seed=h) for n, h in {"a": 300, "b": 40}.items()
     ]
-    local = predict(run, scenes, tmp_path / "local", tile=64, overlap=16, layers=("classes", "probability"))
-    spread = predict(
-        run, scenes, tmp_path / "ray", tile=64, overlap=16, layers=("classes", "probability"), engine="ray"
-    )
+    options = SceneOptions(("classes", "probability"), tile=64, overlap=16)
+    local = predict(run, scenes, tmp_path / "local", scenes=options)
+    spread = predict(run, scenes, tmp_path / "ray", scenes=options, engine="ray")
     assert [path.name for path in local] == [path.name for path in spread]
     assert len(spread) == 4
     for one, two in zip(local, spread, strict=True):
@@ -88,9 +87,9 @@ def test_a_killed_worker_costs_its_rows_and_not_the_run(
     fuse = tmp_path / "fuse"
     run = write_run(tmp_path, head={"name": "killer:Head", "options": {"fuse": str(fuse)}})
     scene = write_scene(tmp_path / "a.tif", height=400, width=64)
-    (local,) = predict(run, scene, tmp_path / "local", tile=64, overlap=16)
+    (local,) = predict(run, scene, tmp_path / "local", scenes=SceneOptions(tile=64, overlap=16))
     fuse.touch()
-    (spread,) = predict(run, scene, tmp_path / "ray", tile=64, overlap=16, engine="ray")
+    (spread,) = predict(run, scene, tmp_path / "ray", scenes=SceneOptions(tile=64, overlap=16), engine="ray")
     assert not fuse.exists()  # somebody was killed
     assert local.read_bytes() == spread.read_bytes()
 

@@ -1,0 +1,586 @@
+"""Drives: videos and folders of camera frames, predicted as one sequence into class maps and an overlay video.
+
+Reading, model and writing overlap: one thread reads the next batch while the model works on this one and another
+thread draws, encodes and writes the one before. No more than four batches of frames are held, however long the
+drive is.
+
+Videos are read and written with PyAV (FFmpeg), the extra ``video``. The overlay video is H.264 in MP4 and has no
+sound. It is written by FFmpeg's H.264 encoder: in PyAV's own wheels that is x264, under the GPL, which concerns
+those who pass these wheels on; an FFmpeg with another H.264 encoder (OpenH264 in conda-forge's LGPL build) is used
+likewise.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain, islice
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from datamodules import CameraFrameDataModule, Classes, DataError
+from datamodules.augment import resize_sample
+from datamodules.batch import IGNORE
+from datamodules.frames import read_image
+from visionsft.errors import ConfigError, WriteError
+from visionsft.evaluation.evaluating import progress
+from visionsft.evaluation.metrics import predict_classes
+from visionsft.evaluation.pictures import overlay as draw_overlay
+from visionsft.files import atomic_folder, atomic_path
+from visionsft.prediction.inputs import find_inputs
+from visionsft.prediction.scenes import resample
+from visionsft.prediction.stills import IMAGE_SUFFIXES, MAP_SUFFIX, write_indexed
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame as DecodedFrame
+    from av.video.stream import VideoStream
+
+    from visionsft.training.loading import LoadedRun
+
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+"""(H, W, 3) red green blue."""
+Classify = Callable[[list[Pixels]], list[NDArray[np.uint8]]]
+"""Frames of any size -> class indices (H, W) of the same size; 255 = no class."""
+
+BATCH_PIXELS = 1 << 24
+"""Pixels of a batch of frames at most, unless a single frame has more: 50 MB of 8-bit colours."""
+_FINEST = 1_000_000
+"""Ticks a second at most in the videos written."""
+_MISSING = 1.0
+"""Seconds between a video's last frame and the end that its header tells, at most."""
+_H264 = "h264"
+_QUALITY = {"preset": "veryfast", "crf": "20"}  # x264's; other encoders have their own defaults
+
+
+# ------------------------------------------------------------------------------------------- drives
+
+
+def predict_video(
+    path: str | Path,
+    out: str | Path,
+    *,
+    classify: Classify,
+    classes: Classes,
+    batch: int = 8,
+    masks: bool = False,
+    every: int = 1,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write ``<out>/<stem>_overlay.mp4``, and with `masks` the class maps ``<out>/<stem>/<frame index>.png``.
+
+    batch: frames at most that are classified together (fewer if they are large, see `BATCH_PIXELS`).
+    every: predict only each n-th frame; the others are in neither output. Frames keep their times, so that the
+    overlay plays in step with the video. Returns the files written, the overlay first; either all of them are
+    there in the end or, after an error, none.
+    """
+    header = read_video_header(path)
+    files = DriveFiles.of(out, Path(path).stem, masks=masks)
+    files.refuse_what_exists(overwrite=overwrite)
+    shots = (
+        _Shot(f"{frame.index:06d}", frame.picture, frame.time) for frame in read_video(path, every=every)
+    )
+    video = OverlayVideo(files.overlay, size=header.size, rate=header.rate / every, tick=header.tick)
+    return _predict_shots(shots, video, files, classify=classify, classes=classes, batch=batch)
+
+
+def predict_frames(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    classify: Classify,
+    classes: Classes,
+    batch: int = 8,
+    masks: bool = True,
+    rate: Fraction | int = 10,
+    overwrite: bool = False,
+) -> list[Path]:
+    """The pictures directly in `folder` as one drive, in natural order (frame2 before frame10).
+
+    Writes ``<out>/<folder>_overlay.mp4`` with `rate` frames a second, and with `masks` the class maps
+    ``<out>/<folder>/<stem>.png``. The video has the first frame's size, to which others are scaled in it; class
+    maps have their own frame's size. The other options and the result are those of `predict_video`.
+    """
+    folder = Path(folder).resolve()
+    paths = sorted(
+        map(Path, find_inputs([folder], suffixes=IMAGE_SUFFIXES)), key=lambda path: _natural(path.name)
+    )
+    _refuse_equal_stems(paths)
+    files = DriveFiles.of(out, folder.name, masks=masks)
+    if files.masks is not None and files.masks.resolve() == folder:
+        raise WriteError(f"{folder}: is an input; choose another folder for the predictions")
+    files.refuse_what_exists(overwrite=overwrite)
+    height, width = read_image(str(paths[0]))[1].shape
+    video = OverlayVideo(files.overlay, size=(height, width), rate=Fraction(rate))
+    return _predict_shots(_read_shots(paths), video, files, classify=classify, classes=classes, batch=batch)
+
+
+@dataclass(frozen=True)
+class DriveFiles:
+    """Where a drive's predictions are."""
+
+    overlay: Path
+    masks: Path | None
+    """Folder of the class maps."""
+
+    @classmethod
+    def of(cls, out: str | Path, name: str, *, masks: bool) -> Self:
+        """Those of the drive `name` in the folder `out`."""
+        return cls(Path(out) / f"{name}_overlay.mp4", Path(out) / name if masks else None)
+
+    def refuse_what_exists(self, *, overwrite: bool) -> None:
+        """A folder is only ever replaced if it holds nothing but class maps."""
+        there = [path for path in (self.overlay, self.masks) if path is not None and path.exists()]
+        if there and not overwrite:
+            raise WriteError(f"{there[0]}: exists; --overwrite replaces it")
+        if self.masks not in there or self.masks is None:
+            return
+        if not self.masks.is_dir():
+            raise WriteError(f"{self.masks}: is a file, and the class maps' folder must have this name")
+        if foreign := [path for path in self.masks.iterdir() if not _is_class_map(path)]:
+            raise WriteError(f"{foreign[0]}: is no class map, so its folder isn't replaced; move it away")
+
+
+def _is_class_map(path: Path) -> bool:
+    """An indexed picture; a camera's frames are none, which may well be in a folder of their video's name."""
+    try:
+        with Image.open(path) as picture:
+            return path.suffix == MAP_SUFFIX and picture.mode == "P"
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """A frame of a drive."""
+
+    name: str
+    picture: Pixels
+    time: Fraction | None = None
+    """Seconds from the first frame."""
+    valid: NDArray[np.bool_] | None = None
+    """(H, W): False where the picture is transparent."""
+
+
+def _predict_shots(
+    shots: Generator[_Shot],
+    video: OverlayVideo,
+    files: DriveFiles,
+    *,
+    classify: Classify,
+    classes: Classes,
+    batch: int,
+) -> list[Path]:
+    """At any time one batch is read, one is classified (in the caller's thread) and one is written."""
+    height, width = video.size
+    batch = min(batch, max(1, BATCH_PIXELS // (height * width)))
+    written = [files.overlay]
+    with ExitStack() as stack:
+        folder = None if files.masks is None else stack.enter_context(atomic_folder(files.masks))
+        stack.enter_context(video)
+        stack.enter_context(closing(shots))
+        reader, writer = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
+        before: Future[None] | None = None
+        for chunk in progress(_read_ahead(shots, batch, reader), f"predicting {files.overlay.stem}"):
+            maps = classify([shot.picture for shot in chunk])
+            if before is not None:
+                before.result()
+            before = writer.submit(_write, chunk, maps, video, folder, classes)
+            if files.masks is not None:
+                written += [files.masks / f"{shot.name}{MAP_SUFFIX}" for shot in chunk]
+        if before is not None:
+            before.result()
+    return written
+
+
+def _read_ahead(shots: Iterator[_Shot], batch: int, reader: ThreadPoolExecutor) -> Iterator[list[_Shot]]:
+    """Batches of frames, each read while the one before is worked on."""
+    ahead = reader.submit(list, islice(shots, batch))
+    while chunk := ahead.result():
+        ahead = reader.submit(list, islice(shots, batch))
+        yield chunk
+
+
+def _write(
+    chunk: Sequence[_Shot],
+    maps: Sequence[NDArray[np.uint8]],
+    video: OverlayVideo,
+    folder: Path | None,
+    classes: Classes,
+) -> None:
+    for shot, found in zip(chunk, maps, strict=True):
+        seen = found if shot.valid is None else np.where(shot.valid, found, np.uint8(IGNORE))
+        video.add(draw_overlay(_eight_bit(shot.picture), seen, classes.colours), time=shot.time)
+        if folder is not None:
+            target = folder / f"{shot.name}{MAP_SUFFIX}"
+            write_indexed(target, seen, classes)
+
+
+def _eight_bit(picture: Pixels) -> NDArray[np.uint8]:
+    return np.asarray(picture if picture.dtype == np.uint8 else picture // 257, np.uint8)
+
+
+def _read_shots(paths: Sequence[Path]) -> Generator[_Shot]:
+    for path in paths:
+        picture, valid = read_image(str(path))
+        yield _Shot(path.stem, picture, valid=valid)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts numbers inside names by their value."""
+    return [(int(digits or 0), text) for digits, text in re.findall(r"(\d+)|(\D+)", name)]
+
+
+def _refuse_equal_stems(paths: Sequence[Path]) -> None:
+    owners: dict[str, Path] = {}
+    for path in paths:
+        if (other := owners.setdefault(path.stem, path)) != path:
+            raise DataError(f"{other} and {path} would both become {path.stem}{MAP_SUFFIX}")
+
+
+# ------------------------------------------------------------------------------------------- classes of frames
+
+
+def frame_classifier(loaded: LoadedRun, *, run: Callable[[Tensor], Tensor]) -> Classify:
+    """Classifies frames in memory as `visionsft.predict` does frames in files.
+
+    run: (B, C, H, W) float32 normalised -> logits (B, K, H, W), such as ``partial(infer, loaded)``. Frames come to it
+    in the run's `size` if it has one, else in their own: this is the place where frames larger than a model's
+    fixed size are sliced, by a `run` that does so.
+    """
+    data = loaded.data
+    if not isinstance(data, CameraFrameDataModule):
+        raise DataError("drives need a run that was trained on camera frames; this one was on GeoTIFF scenes")
+
+    def classify(frames: list[Pixels]) -> list[NDArray[np.uint8]]:
+        images = [_normalise(frame, data) for frame in frames]
+        maps: dict[int, NDArray[np.uint8]] = {}
+        for shape in dict.fromkeys(image.shape for image in images):
+            alike = [index for index, image in enumerate(images) if image.shape == shape]
+            logits = run(torch.stack([images[index] for index in alike]))
+            for index, own in zip(alike, logits.split(1), strict=True):
+                maps[index] = _classes_at(own, frames[index].shape[:2])
+        return [maps[index] for index in range(len(frames))]
+
+    return classify
+
+
+def _normalise(frame: Pixels, data: CameraFrameDataModule) -> Tensor:
+    """(H, W, 3) -> (3, h, w) float32, as `CameraFrameDataModule.prediction_dataset` does."""
+    if frame.dtype != data.dtype:
+        raise DataError(f"the frames are {frame.dtype}, and the run was trained on frames of {data.dtype}")
+    valid = np.ones(frame.shape[:2], np.bool_)
+    if data.size is not None:
+        frame, _, valid = resize_sample(frame, np.zeros(valid.shape, np.uint8), valid, size=data.size)
+    return torch.from_numpy(data.normalisation(frame.transpose(2, 0, 1), valid))
+
+
+def _classes_at(logits: Tensor, size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """logits: (1, K, h, w) of a whole frame -> (H, W) at the frame's own size."""
+    height, width = size
+    if logits.shape[2:] != size:
+        logits = resample(logits.float(), (height, width), covered=(height, width), mode="bilinear")
+    return predict_classes(logits)[0].cpu().numpy()
+
+
+# ------------------------------------------------------------------------------------------- reading videos
+
+
+@dataclass(frozen=True)
+class VideoHeader:
+    """What a video says of itself."""
+
+    size: tuple[int, int]
+    """(height, width), upright."""
+    rate: Fraction
+    """Frames a second, the mean if it varies."""
+    tick: Fraction
+    """Seconds; times of frames are multiples of it."""
+
+
+@dataclass(frozen=True)
+class VideoFrame:
+    """A frame of a video, upright."""
+
+    index: int
+    """From 0, in the order shown."""
+    time: Fraction
+    """Seconds from the first frame."""
+    picture: NDArray[np.uint8]
+    """(H, W, 3) red green blue. More than 8 bits are rounded to 8, HDR without tone mapping; grey is made colour."""
+
+
+def read_video_header(path: str | Path) -> VideoHeader:
+    """Reads the first frame, too: it alone says for sure how large it is and which way up."""
+    with closing(read_video(path)) as frames:
+        height, width, _ = next(frames).picture.shape
+    with _open_video(path) as (_, stream):
+        clock = _Clock.of(stream)
+        return VideoHeader((height, width), clock.rate, clock.tick)
+
+
+def read_video(path: str | Path, *, every: int = 1) -> Generator[VideoFrame]:
+    """The first and then each n-th frame of the first video track, turned as the file asks (phones).
+
+    Where stretches between key frames hold no wanted frame, they are jumped over and not decoded: that needs
+    `every` to be larger than their length (often 1 to 10 seconds), and a first look through all packets' times.
+    A DataError names the frame and time after which a video is cut off or damaged, as far as its container
+    (MP4, MOV, AVI) lets that be known: Matroska and MPEG-TS simply end earlier.
+    """
+    av = _import_av()
+    last: VideoFrame | None = None
+    try:
+        with _open_video(path) as (container, stream):
+            clock = _Clock.of(stream)
+            start: int | None = None
+            for index, frame in _choose(path, container, stream, every):
+                start = frame.pts if start is None else start
+                time = clock.time(index, None if frame.pts is None or start is None else frame.pts - start)
+                if last is not None and time <= last.time:
+                    raise DataError(f"{path}: frame {index} ({float(time):.2f} s) isn't after {_place(last)}")
+                last = VideoFrame(index, time, _upright(frame, path))
+                yield last
+    except av.FFmpegError as error:
+        raise DataError(f"{path}: cut off or damaged after {_place(last)}: {error.strerror}") from error
+    if last is None:
+        raise DataError(f"{path}: has no frame that can be decoded")
+
+
+def _place(frame: VideoFrame | None) -> str:
+    return "no frame" if frame is None else f"frame {frame.index} ({float(frame.time):.2f} s)"
+
+
+def _import_av() -> ModuleType:
+    try:
+        import av
+    except ImportError as error:
+        raise ConfigError("videos need PyAV: pip install 'visionsft[video]'") from error
+    return av
+
+
+@contextmanager
+def _open_video(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    av = _import_av()
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        container = av.open(str(path))
+    except av.FFmpegError as error:
+        raise DataError(f"{path}: not a video, or one whose index is cut off: {error.strerror}") from error
+    with container:
+        covers = av.stream.Disposition.attached_pic  # pictures in music files
+        tracks = [track for track in container.streams.video if not track.disposition & covers]
+        if not tracks:
+            found = ", ".join(sorted({track.type for track in container.streams})) or "nothing"
+            raise DataError(f"{path}: has no video track; it has {found}")
+        tracks[0].thread_type = "AUTO"
+        yield container, tracks[0]
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """When frames are shown."""
+
+    rate: Fraction
+    unit: Fraction
+    """Seconds; the file counts its frames' times in it."""
+    constant: bool
+
+    @classmethod
+    def of(cls, stream: VideoStream) -> Self:
+        """25 frames a second, as in FFmpeg, where a file says nothing."""
+        timed = stream.start_time is not None and stream.time_base is not None  # not so in bare H.264 streams
+        rate = (stream.average_rate if timed else None) or stream.guessed_rate or Fraction(25)
+        unit = stream.time_base if timed and stream.time_base else 1 / rate
+        return cls(rate, unit, constant=rate == stream.base_rate)
+
+    @property
+    def tick(self) -> Fraction:
+        """The largest time of which unit and 1 / rate are multiples, as long as MP4 can count in it."""
+        numerator = math.gcd(
+            self.unit.numerator * self.rate.numerator, self.unit.denominator * self.rate.denominator
+        )
+        tick = Fraction(numerator, self.unit.denominator * self.rate.numerator)
+        return tick if tick.denominator <= _FINEST else self.unit
+
+    def time(self, index: int, pts: int | None) -> Fraction:
+        """Seconds from the first frame. pts: units from there; Matroska's are rounded to milliseconds, which is
+        undone where the rate is constant."""
+        ideal = index / self.rate
+        if pts is None or (self.constant and abs(pts * self.unit - ideal) < self.unit):
+            return ideal
+        return pts * self.unit
+
+
+def _choose(
+    path: str | Path, container: InputContainer, stream: VideoStream, every: int
+) -> Iterator[tuple[int, DecodedFrame]]:
+    """Each n-th frame with its index."""
+    times, keys = (None, None) if every == 1 else _times(path)
+    if times is None or keys is None:
+        yield from islice(enumerate(_decode(container, stream)), 0, None, every)
+        return
+    frames = _decode(container, stream)
+    for index in range(0, len(times), every):
+        before = keys[keys <= times[index]]
+        if index and before[-1] > times[index - every + 1]:
+            frames = _jump(container, stream, times[index], before)
+        frame = next((frame for frame in frames if frame.pts is None or frame.pts >= times[index]), None)
+        if frame is None or frame.pts != times[index]:
+            raise DataError(f"{path}: frame {index} can't be found by its time; read every frame")
+        yield index, frame
+
+
+def _jump(
+    container: InputContainer, stream: VideoStream, time: int, keys: NDArray[np.int64]
+) -> Iterator[DecodedFrame]:
+    """From the last key frame before `time`; one of those before it where FFmpeg goes too far, as in MPEG-TS."""
+    for key in keys[::-1].tolist():
+        container.seek(key, stream=stream)
+        frames = _decode(container, stream)
+        first = next(frames, None)
+        if first is not None and first.pts is not None and first.pts <= time:
+            return chain([first], frames)
+    return iter(())
+
+
+def _times(path: str | Path) -> tuple[NDArray[np.int64], NDArray[np.int64]] | tuple[None, None]:
+    """When each frame, and each key frame, is shown, in the track's ticks; None if packets don't say."""
+    with _open_video(path) as (container, stream):
+        packets = [
+            (packet.pts, packet.is_keyframe)
+            for packet in _packets(container, stream)
+            if packet.size and not packet.is_discard
+        ]
+    if not packets or any(pts is None for pts, _ in packets):
+        return None, None
+    keys = np.sort(np.array([pts for pts, is_key in packets if is_key], np.int64))
+    times = np.sort(np.array([pts for pts, _ in packets], np.int64))
+    return times[times >= keys[0]], keys
+
+
+def _decode(container: InputContainer, stream: VideoStream) -> Iterator[DecodedFrame]:
+    """From where the container stands."""
+    for packet in _packets(container, stream):
+        yield from packet.decode()
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+    """From where the container stands. A file that is cut off is an error; to FFmpeg it just ends."""
+    damaged = _import_av().error.InvalidDataError
+    end = None
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise damaged(0, "a frame's packet is incomplete")
+        start = packet.dts if packet.pts is None else packet.pts
+        if start is not None:
+            end = max(end or 0, start + (packet.duration or 0))
+        yield packet
+    if end is not None and stream.duration and stream.start_time is not None and stream.time_base:
+        missing = float((stream.start_time + stream.duration - end) * stream.time_base)
+        if missing > _MISSING:
+            raise damaged(0, f"its last {missing:.2f} s are missing")
+
+
+def _upright(frame: DecodedFrame, path: str | Path) -> NDArray[np.uint8]:
+    """The picture, turned and mirrored by the file's display matrix (ISO 14496-12; (column, row) times it)."""
+    picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    (a, b), (c, d) = np.sign(np.frombuffer(matrix, np.int32).reshape(3, 3)[:2, :2]).tolist()
+    if (a and b) or (c and d) or not (a or b) or not (c or d):
+        raise DataError(
+            f"{path}: is to be shown turned by {frame.rotation} degrees; only quarter turns are known"
+        )
+    if b:
+        return np.ascontiguousarray(picture.transpose(1, 0, 2)[::b, ::c])
+    return np.ascontiguousarray(picture[::d, ::a])
+
+
+# ------------------------------------------------------------------------------------------- writing videos
+
+
+class OverlayVideo:
+    """An H.264 video in MP4 (yuv420p, BT.709) that has its name only once it is whole; a context manager."""
+
+    def __init__(
+        self, target: str | Path, *, size: tuple[int, int], rate: Fraction, tick: Fraction | None = None
+    ) -> None:
+        """size: (height, width); where one is odd, the last row or column is repeated, since colours are stored
+        for 2 x 2 pixels. rate: frames a second. tick: seconds of which the frames' times are multiples;
+        default: 1 / rate.
+        """
+        self.target = Path(target)
+        self.size = size
+        self.rate = rate
+        self.tick = 1 / rate if tick is None else tick
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        av = _import_av()
+        with ExitStack() as stack:
+            path = stack.enter_context(atomic_path(self.target))
+            self._file = stack.enter_context(
+                av.open(str(path), "w", options={"movflags": "+faststart"})  # plays before it is all loaded
+            )
+            self._stream = self._add_stream(av)
+            self._stack = stack.pop_all()
+        return self
+
+    def _add_stream(self, av: ModuleType) -> Any:
+        try:
+            stream = self._file.add_stream(_H264, rate=self.rate, options=_QUALITY)
+        except av.codec.codec.UnknownCodecError as error:
+            raise ConfigError("the FFmpeg of this PyAV can't write H.264; PyAV's wheels can") from error
+        stream.height, stream.width = (side + side % 2 for side in self.size)
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = self.tick
+        stream.time_base = self.tick
+        codec = stream.codec_context
+        codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range = 1, 1, 1, 1
+        return stream
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            if not self._count:
+                raise DataError(f"{self.target}: a video needs at least one frame")
+            self._file.mux(self._stream.encode(None))
+
+    def add(self, picture: NDArray[np.uint8], *, time: Fraction | None = None) -> None:
+        """picture: (H, W, 3) red green blue, scaled if it isn't of the video's size. time: seconds from the
+        first frame, always growing; default: by the frame rate."""
+        av = _import_av()
+        height, width = self.size
+        if picture.shape[:2] != self.size:
+            picture = np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+        if height % 2 or width % 2:
+            picture = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        frame = frame.reformat(
+            format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG", src_color_range="JPEG"
+        )
+        frame.time_base = self.tick
+        frame.pts = round((self._count / self.rate if time is None else time) / self.tick)
+        frame.duration = max(1, round(1 / self.rate / self.tick))
+        self._file.mux(self._stream.encode(frame))
+        self._count += 1
