@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from visionsft.errors import RunError
 
+_REASON = "its training has diverged, or the checkpoint is damaged"
+
 
 @torch.no_grad()
 def compute_logits(
@@ -25,8 +27,17 @@ def compute_logits(
 
 def check_numbers(logits: Tensor) -> Tensor:
     """The same logits; RunError if one of them is nan."""
-    if bool(logits.sum().isnan()):  # a nan anywhere makes the sum nan, in a fraction of isnan's time
-        raise RunError(
-            "the model's output is not a number: its training has diverged, or the checkpoint is damaged"
-        )
+    if _has_nan(logits):
+        raise RunError(f"the model's output is not a number: {_REASON}")
     return logits
+
+
+def check_weights(model: nn.Module) -> None:
+    """RunError if a weight is nan: not every runtime's output shows it, as some make ReLU(nan) 0."""
+    for name, values in model.state_dict().items():
+        if _has_nan(values):
+            raise RunError(f"the model's weight {name} is not a number: {_REASON}")
+
+
+def _has_nan(values: Tensor) -> bool:
+    return bool(values.sum().isnan())  # a nan anywhere makes the sum nan, in a fraction of isnan's time

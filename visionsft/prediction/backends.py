@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from visionsft.errors import ConfigError, ConversionError, RunError, nearest
-from visionsft.models.inference import check_numbers, compute_logits
+from visionsft.models.inference import check_numbers, check_weights, compute_logits
 from visionsft.prediction.conversion import open_session, require, to_onnx, to_openvino
 from visionsft.prediction.parity import REDUCED, compare
 
@@ -137,11 +137,15 @@ BACKENDS: dict[str, type[TorchBackend] | type[OnnxRuntimeBackend] | type[OpenVin
 
 
 def create_backend(loaded: LoadedRun, name: str) -> Backend:
-    """The backend of that name; ConfigError if there is none, or its package isn't installed."""
+    """The backend of that name; ConfigError if there is none, or it can't be used here."""
     if name not in BACKENDS:
         close = nearest(name, BACKENDS)
         hint = f"; did you mean '{close}'?" if close else ""
         raise ConfigError(f"backend '{name}': no such backend{hint}; there are auto, {', '.join(BACKENDS)}")
+    device = next(loaded.model.parameters()).device.type
+    if name != "torch" and device != "cpu":
+        raise ConfigError(f"backend '{name}' computes on the CPU, and the model is on {device}: use torch")
+    check_weights(loaded.model)
     return BACKENDS[name](loaded)
 
 
