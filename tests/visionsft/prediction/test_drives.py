@@ -508,6 +508,7 @@ def make_loaded(tmp_path: Path) -> Callable[..., SimpleNamespace]:
         torch.manual_seed(0)
         views = {"scales": (1.0,), "symmetry": "none"}
         model = nn.Conv2d(3, 3, 5, padding=2).eval()
+        model.backbone = SimpleNamespace(geometry=SimpleNamespace(size=None))
         return SimpleNamespace(model=model, data=data, precision=None, channels_last=False, views=views)
 
     return make
