@@ -143,14 +143,34 @@ def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to evaluate.")] = Checkpoint.best,
+    efficiency: Annotated[
+        bool, typer.Option("--efficiency", help="Also measure operations, speed and memory.")
+    ] = False,
+    gates: Annotated[
+        bool, typer.Option("--gates", help="Judge by the gates of the configuration; exit code 3 if one fails.")
+    ] = False,
+    gates_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Judge by the gates of this text file, one a line.")
+    ] = None,
 ) -> None:
     """Score a run on a split, class by class."""
+    from visionsft.acceptance import gates_of
+    from visionsft.gate import EFFICIENCY
     from visionsft.runs import Run
 
-    Run.open(run)  # before the slow imports
+    opened = Run.open(run)  # before the slow imports
+    asked = gates_of(opened, file=gates_file, split=split) if gates or gates_file else ()
     from visionsft.evaluation import evaluate
 
-    typer.echo(evaluate(run, split=split, checkpoint=checkpoint.value).table())
+    efficiency = efficiency or any(gate.metric in EFFICIENCY for gate in asked)
+    typer.echo(evaluate(run, split=split, checkpoint=checkpoint.value, efficiency=efficiency).table())
+    if asked:
+        from visionsft.evaluation import judge
+
+        judgement = judge(opened, asked, split=split)
+        typer.echo(f"\n{judgement.table()}")
+        if not judgement.passed:
+            raise typer.Exit(3)
 
 
 @app.command()

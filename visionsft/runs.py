@@ -39,6 +39,7 @@ _FREE_TO_CHANGE = (
     "trainer.epochs",
     "trainer.loggers",
     "data.workers",
+    "gates",
     "inference.scales",
     "inference.symmetry",
 )
@@ -212,6 +213,18 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def scores(self, split: str) -> dict[str, Any]:
+        """scores.json of a split that has been evaluated."""
+        path = self.path / "evaluation" / split / "scores.json"
+        try:
+            scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            command = f"visionsft evaluate {self.path} --split {split}"
+            raise RunError(f"{self.path}: has no scores of split '{split}'; `{command}` makes them") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: can't be read: {error}") from error
+        return scores
+
     @property
     def is_finished(self) -> bool:
         return self._finished_file.is_file()
@@ -307,7 +320,7 @@ def _say_missing(path: Path) -> str:
 
 
 def _check_same(run: Run, config: Config) -> None:
-    before, now = _flat(run.config), _flat(config)
+    before, now = (flatten(each.model_dump(mode="json")) for each in (run.config, config))
     changed = [
         f"  {key}: {before.get(key, 'not set')} in the run, {now.get(key, 'not set')} now"
         for key in {**before, **now}
@@ -319,8 +332,8 @@ def _check_same(run: Run, config: Config) -> None:
         raise RunError("\n".join([first, *changed]))
 
 
-def _flat(config: Config) -> dict[str, str]:
-    """Dotted keys of `config` with their values as JSON, in which NaN equals NaN."""
+def flatten(values: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted keys of nested mappings with their values as JSON, in which NaN equals NaN."""
     flat: dict[str, str] = {}
 
     def walk(values: Mapping[str, Any], prefix: str) -> None:
@@ -330,5 +343,5 @@ def _flat(config: Config) -> dict[str, str]:
             else:
                 flat[f"{prefix}{key}"] = json.dumps(value)
 
-    walk(config.model_dump(mode="json"), "")
+    walk(values, "")
     return flat

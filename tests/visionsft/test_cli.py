@@ -190,7 +190,7 @@ def test_evaluate(run: Path, replace: Callable[..., list[Any]]) -> None:
     calls = replace("visionsft.evaluation", "evaluate", SimpleNamespace(table=lambda: "class  IoU"))
     result = invoke("evaluate", run, "--split", "val", "--checkpoint", "last")
     assert result.stdout == "class  IoU\n"
-    assert calls == [((run,), {"split": "val", "checkpoint": "last"})]
+    assert calls == [((run,), {"split": "val", "checkpoint": "last", "efficiency": False})]
 
 
 def test_predict(run: Path, replace: Callable[..., list[Any]], tmp_path: Path) -> None:

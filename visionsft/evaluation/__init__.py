@@ -1,6 +1,7 @@
 """Evaluation: metrics, the judged result of a run, and its pictures."""
 
 from visionsft.evaluation.evaluating import Evaluation, evaluate
+from visionsft.evaluation.gates import Judgement, Verdict, judge
 from visionsft.evaluation.pictures import (
     Example,
     colourise,
@@ -14,11 +15,14 @@ from visionsft.evaluation.pictures import (
 __all__ = [
     "Evaluation",
     "Example",
+    "Judgement",
+    "Verdict",
     "colourise",
     "confusion_figure",
     "contact_sheet",
     "display",
     "error_map",
     "evaluate",
+    "judge",
     "overlay",
 ]

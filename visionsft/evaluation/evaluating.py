@@ -28,6 +28,7 @@ from datamodules import DataError, SegmentationDataModule
 from datamodules.batch import IGNORE, Batch, Item, Sample
 from datamodules.statistics import fingerprint
 from visionsft.errors import RunError, nearest
+from visionsft.evaluation.efficiency import Efficiency, measure
 from visionsft.evaluation.metrics import (
     DEFINITIONS,
     SegmentationScores,
@@ -79,6 +80,8 @@ class Evaluation:
     """Where scores.json, table.txt, confusion.csv, confusion.png, per_sample.npz and worst.png are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
+    efficiency: Efficiency | None = None
+    """If it was asked for."""
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -99,6 +102,8 @@ class Evaluation:
     def table(self) -> str:
         """What the command line prints and ``table.txt`` holds."""
         lines = [self.title, "", self.scores.table(), "", *self._worst_lines()]
+        if self.efficiency:
+            lines += ["", self.efficiency.table()]
         if self.skipped:
             lines += [
                 "",
@@ -120,8 +125,13 @@ class Evaluation:
         return lines + [f"  {scores[i]:.4f}  {self.counts.items[i].id}" for i in self.worst(5)]
 
 
-def evaluate(run: Run | str | Path, *, split: str = "test", checkpoint: Checkpoint = "best") -> Evaluation:
-    """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``."""
+def evaluate(
+    run: Run | str | Path, *, split: str = "test", checkpoint: Checkpoint = "best", efficiency: bool = False
+) -> Evaluation:
+    """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
+
+    efficiency: also measure what the model costs on this machine, in a few passes over a batch.
+    """
     from visionsft.training.loading import load_run  # its modules use this package's metrics
 
     run = run if isinstance(run, Run) else Run.open(run)
@@ -143,6 +153,7 @@ def evaluate(run: Run | str | Path, *, split: str = "test", checkpoint: Checkpoi
         counts=counts,
         folder=run.evaluation(split),
         skipped=len(loaded.data.skipped),
+        efficiency=_measure(loaded, loader) if efficiency else None,
     )
     _write(evaluation, loaded, cast(Dataset[Sample], loader.dataset), run.checkpoint(checkpoint))
     return evaluation
@@ -184,6 +195,11 @@ def infer(loaded: LoadedRun, image: Tensor) -> Tensor:
     return logits
 
 
+def _measure(loaded: LoadedRun, loader: Iterable[Batch]) -> Efficiency:
+    """Costs on the loader's first batch."""
+    return measure(loaded.model, lambda image: infer(loaded, image), next(iter(loader))["image"])
+
+
 def progress(sequence: Iterable[T], description: str) -> Iterable[T]:
     """The sequence, with a bar on the terminal while it is gone through."""
     console = Console(stderr=True)
@@ -208,7 +224,8 @@ def _check_split(data: SegmentationDataModule, split: str) -> None:
 def _write(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample], checkpoint: Path) -> None:
     """All files, each whole or not at all; scores.json comes last and so stands for a complete set."""
     folder, classes = evaluation.folder, loaded.data.classes
-    (folder / "scores.json").unlink(missing_ok=True)
+    for name in ("scores.json", "gates.json", "gates.xml"):  # the gates were judged by the old scores
+        (folder / name).unlink(missing_ok=True)
     write_text(folder / "table.txt", evaluation.table() + "\n")
     with atomic_path(folder / "confusion.csv") as path:
         _write_csv(path, evaluation.confusion, classes.names)
@@ -271,6 +288,7 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
             "bands": list(data.bands),
             "skipped": [list(pair) for pair in data.skipped],
         },
+        "efficiency": evaluation.efficiency and evaluation.efficiency.as_dict(),
         "environment": describe_environment(),
     }
 
@@ -286,7 +304,7 @@ def _worst_sheet(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sam
     for index in worst:
         confusion, item = evaluation.counts.confusions[index], evaluation.counts.items[index]
         label = f"{item.id} · mean IoU {scores[index]:.4f} · {confusion.sum():,} labelled pixels"
-        examples.append(_example(loaded, dataset[index], label))
+        examples.append(make_example(loaded, dataset[index], label))
     title = (
         f"{evaluation.title}: the worst {len(worst)}\n"
         "rule: lowest mean IoU of the single sample, over the classes in its truth or prediction"
@@ -297,7 +315,8 @@ def _worst_sheet(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sam
     )
 
 
-def _example(loaded: LoadedRun, sample: Sample, label: str) -> Example:
+def make_example(loaded: LoadedRun, sample: Sample, label: str) -> Example:
+    """A row of a contact sheet: the sample as a picture, its truth and the model's prediction."""
     data, valid = loaded.data, sample["valid"].numpy()
     prediction = predict_classes(infer(loaded, sample["image"][None]))[0].cpu().numpy()
     # samples smaller than their window were padded right and below

@@ -6,8 +6,10 @@ import csv
 import errno
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,10 @@ import torch
 from PIL import Image
 from sklearn import metrics as sk
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from datamodules import CameraFrameDataModule, ClassSpec, DataError
+from visionsft.cli import app
 from visionsft.config import Backbone, CameraData, Config
 from visionsft.errors import RunError, WriteError
 from visionsft.evaluation import evaluate
@@ -218,3 +222,47 @@ def test_a_full_disk_leaves_no_half_set(run: Run, monkeypatch: pytest.MonkeyPatc
         evaluate(run)
     left = {path.name for path in (run.path / "evaluation" / "test").iterdir()}
     assert left == {"table.txt", "confusion.csv", "per_sample.npz"}  # scores.json stands for a complete set
+
+
+@pytest.fixture
+def judged(run: Run, tmp_path: Path) -> Callable[..., Any]:
+    """judged(*gates, **options): `visionsft evaluate RUN` with the gates in a file."""
+    run.write_json("data.json", {"classes": ["low", "middle", "high", "never"]})
+
+    def invoke(*gates: str) -> Any:
+        file = tmp_path / "gates.txt"
+        file.write_text("\n".join(gates))
+        return CliRunner().invoke(app, ["evaluate", str(run.path), "--gates-file", str(file)])
+
+    return invoke
+
+
+def test_gates_decide_over_the_exit_code(run: Run, judged: Callable[..., Any]) -> None:
+    passing, failing = "mean_iou >= 0.5", "recall[never] >= 0"
+    result = judged(passing)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "gates: 1 of 1 passed" in result.stdout
+
+    result = judged(passing, failing)
+    assert result.exit_code == 3
+    assert "FAIL  recall[never] >= 0.0  not defined: no pixel of 'never' in truth" in result.stdout
+    report = json.loads((run.path / "evaluation" / "test" / "gates.json").read_text())
+    assert [gate["passed"] for gate in report["gates"]] == [True, False]
+
+    evaluate(run)  # the gates were judged by the scores before these
+    assert not (run.path / "evaluation" / "test" / "gates.json").exists()
+
+
+def test_a_gate_without_a_meaning_stops_before_evaluating(run: Run, judged: Callable[..., Any]) -> None:
+    result = judged("recall[midle] >= 0.5")
+    assert result.exit_code == 2
+    assert "no class 'midle'; nearest: middle" in result.stderr
+    assert not (run.path / "evaluation").exists()
+
+
+def test_a_gate_on_efficiency_has_it_measured(run: Run, judged: Callable[..., Any]) -> None:
+    result = judged("parameters <= 4", "throughput.mpx_s > 0", "peak_memory_mb > 10", "gmacs_per_mpx <= 0")
+    assert result.exit_code == 0, result.stdout
+    efficiency = json.loads((run.path / "evaluation" / "test" / "scores.json").read_text())["efficiency"]
+    assert efficiency["throughput"]["shape"] == [3, 3, *SIZE]
+    assert evaluate(run).efficiency is None

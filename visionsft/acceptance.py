@@ -1,0 +1,85 @@
+"""Acceptance: the gates that a run has to pass, read and known to have a meaning before anything slow begins."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from visionsft.errors import ConfigError, RunError, nearest
+from visionsft.gate import Gate, parse
+from visionsft.runs import Run
+
+
+def read_gates(path: str | Path) -> tuple[Gate, ...]:
+    """The gates of a text file, one a line; empty lines and what follows a ``#`` are left out."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
+    gates, mistakes = [], []
+    for number, line in enumerate(lines, start=1):
+        text = re.sub(r"(^|\s)#.*", "", line).strip()
+        if not text:
+            continue
+        try:
+            gates.append(parse(text))
+        except ValueError as error:
+            mistakes.append(f"{path}:{number}: given {text!r}; {error}")
+    if not gates and not mistakes:
+        mistakes = [f"{path}: has no gate; a gate is a line such as 'mean_iou >= 0.70'"]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return tuple(gates)
+
+
+SLICES = ("group",)
+"""By what evaluation slices every split."""
+
+
+def gates_of(
+    run: Run, *, file: str | Path | None = None, split: str = "test", slices: Sequence[str] = SLICES
+) -> tuple[Gate, ...]:
+    """The gates of `file`, else of the run's configuration, each one known to have a meaning for this run.
+
+    slices: by what the split can be sliced. A baseline must have been evaluated on the same split.
+    """
+    gates = read_gates(file) if file else tuple(map(parse, run.config.gates))
+    if not gates:
+        raise ConfigError(f"{run.path / 'config.yaml'}: has no gates; add them there, or give --gates-file FILE")
+    classes = _classes(run)
+    found = [(gate, _mistake(gate, classes, slices, split)) for gate in gates]
+    if mistakes := [f"{file or run.path / 'config.yaml'}: {gate}: {text}" for gate, text in found if text]:
+        raise ConfigError("\n".join(mistakes))
+    return gates
+
+
+def _classes(run: Run) -> list[str]:
+    """Names of the classes, in the data card that training wrote."""
+    path = run.path / "data.json"
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["classes"])
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: can't be read ({error}); the run is half-written") from error
+
+
+def _mistake(gate: Gate, classes: Sequence[str], slices: Sequence[str], split: str) -> str | None:
+    """What makes the gate meaningless for a run of these classes and slices."""
+    if gate.of and gate.of not in classes:
+        return _unknown("class", gate.of, classes)
+    if gate.by and gate.by not in slices:
+        return _unknown("slice", gate.by, slices)
+    if gate.baseline:
+        try:
+            known = Run.open(gate.baseline).scores(split)["classes"]
+        except RunError as error:
+            return f"baseline {error}"
+        if gate.of and gate.of not in known:
+            return f"{gate.baseline}: {_unknown('class', gate.of, known)}"
+    return None
+
+
+def _unknown(kind: str, given: str, allowed: Sequence[str]) -> str:
+    hint = nearest(given, allowed)
+    return f"no {kind} {given!r}; " + (f"nearest: {hint}" if hint else f"there: {', '.join(allowed)}")
