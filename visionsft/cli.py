@@ -174,6 +174,24 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_A RUN_B...", help="Evaluated runs.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the result; default: below RUN_A's evaluation.")
+    ] = None,
+) -> None:
+    """Say whether other runs are better than the first, on the same samples, and where."""
+    from visionsft.runs import Run
+
+    for run in runs:
+        Run.open(run).scores(split)
+    from visionsft.evaluation.comparison import compare, table
+
+    typer.echo(table(compare(runs, split=split, out=out)))
+
+
+@app.command()
 def predict(
     run: RunFolder,
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images or folders of them.")],

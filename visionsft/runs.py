@@ -320,7 +320,7 @@ def _say_missing(path: Path) -> str:
 
 
 def _check_same(run: Run, config: Config) -> None:
-    before, now = (flatten(each.model_dump(mode="json")) for each in (run.config, config))
+    before, now = flatten(run.config), flatten(config)
     changed = [
         f"  {key}: {before.get(key, 'not set')} in the run, {now.get(key, 'not set')} now"
         for key in {**before, **now}
@@ -332,7 +332,12 @@ def _check_same(run: Run, config: Config) -> None:
         raise RunError("\n".join([first, *changed]))
 
 
-def flatten(values: Mapping[str, Any]) -> dict[str, str]:
+def flatten(config: Config) -> dict[str, str]:
+    """Dotted keys of `config` with their values as JSON."""
+    return flatten_values(config.model_dump(mode="json"))
+
+
+def flatten_values(values: Mapping[str, Any]) -> dict[str, str]:
     """Dotted keys of nested mappings with their values as JSON, in which NaN equals NaN."""
     flat: dict[str, str] = {}
 

@@ -47,6 +47,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         )
         report = {
             "split": "test",
+            "checkpoint": {"name": "best"},
             "classes": list(classes),
             "groups": len(set(groups)),
             "scores": summarise(confusions.sum(axis=0), classes).as_dict(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -266,3 +267,28 @@ def test_a_gate_on_efficiency_has_it_measured(run: Run, judged: Callable[..., An
     efficiency = json.loads((run.path / "evaluation" / "test" / "scores.json").read_text())["efficiency"]
     assert efficiency["throughput"]["shape"] == [3, 3, *SIZE]
     assert evaluate(run).efficiency is None
+
+
+def test_two_runs_are_compared_with_pictures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading = sys.modules["visionsft.training.loading"]
+    load_run = loading.load_run
+
+    def load(run: Run, checkpoint: str) -> SimpleNamespace:
+        loaded = load_run(run, checkpoint)
+        if run.name == "blind":
+            loaded.model.greys.data[:2] = torch.tensor([128.0, 40.0])  # takes low for middle and back
+        return loaded
+
+    monkeypatch.setattr(loading, "load_run", load)
+    run.write_json("data.json", {"classes": ["low", "middle", "high", "never"]})
+    run.write_environment({"weights": {}})
+    shutil.copytree(run.path, run.path.parent / "blind")
+    paths = [str(run.path), str(run.path.parent / "blind")]
+    assert "no scores of split 'test'" in CliRunner().invoke(app, ["compare", *paths]).stderr
+    for path in paths:
+        evaluate(path)
+    result = CliRunner().invoke(app, ["compare", *paths])
+    assert result.exit_code == 0, result.output
+    assert "B better in 0, worse in 2, of 2" in result.stdout
+    with Image.open(run.path / "evaluation" / "test" / "compare-blind" / "changed-blind.png") as picture:
+        assert min(picture.size) > 200

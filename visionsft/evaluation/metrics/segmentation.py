@@ -154,7 +154,7 @@ class SegmentationScores:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: None in place of nan."""
-        return _without_nan(asdict(self))
+        return without_nan(asdict(self))
 
     def table(self) -> str:
         """A text table: one row a class, then the totals and their definition."""
@@ -250,11 +250,12 @@ def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return _ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Nested values for JSON: None in place of nan, lists in place of tuples."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
