@@ -192,6 +192,24 @@ def compare(
 
 
 @app.command()
+def robustness(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to evaluate.")] = Checkpoint.best,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Samples at most, evenly spaced, for a quick look.")
+    ] = None,
+) -> None:
+    """Score a run under blur, haze, darkness, noise, lost bands..., in stated strengths."""
+    from visionsft.runs import Run
+
+    Run.open(run)
+    from visionsft.evaluation.robustness import measure_robustness
+
+    typer.echo(measure_robustness(run, split=split, checkpoint=checkpoint.value, limit=limit).table())
+
+
+@app.command()
 def predict(
     run: RunFolder,
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images or folders of them.")],

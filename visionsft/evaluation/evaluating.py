@@ -137,7 +137,7 @@ def evaluate(
     run = run if isinstance(run, Run) else Run.open(run)
     loaded = load_run(run, checkpoint)
     loaded.data.setup("test")
-    _check_split(loaded.data, split)
+    check_split(loaded.data, split)
     loader = loaded.data.evaluation_loader(split)
     names = loaded.data.classes.names
     counts = count(loaded, progress(loader, f"evaluating {split}"), num_classes=len(names))
@@ -206,7 +206,8 @@ def progress(sequence: Iterable[T], description: str) -> Iterable[T]:
     return track(sequence, description, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _check_split(data: SegmentationDataModule, split: str) -> None:
+def check_split(data: SegmentationDataModule, split: str) -> None:
+    """Refuse a split that doesn't exist or is empty."""
     sizes = {name: len(items) for name, items in data.items.items()}
     if sizes.get(split):
         return

@@ -292,3 +292,25 @@ def test_two_runs_are_compared_with_pictures(run: Run, monkeypatch: pytest.Monke
     assert "B better in 0, worse in 2, of 2" in result.stdout
     with Image.open(run.path / "evaluation" / "test" / "compare-blind" / "changed-blind.png") as picture:
         assert min(picture.size) > 200
+
+
+def test_robustness_begins_with_the_scores_of_the_evaluation(run: Run) -> None:
+    result = CliRunner().invoke(app, ["robustness", str(run.path)])
+    assert result.exit_code == 0, result.output
+    folder = run.path / "evaluation" / "test"
+    assert (folder / "robustness.txt").read_text() == result.stdout
+    report = json.loads((folder / "robustness.json").read_text(), parse_constant=pytest.fail)
+    assert report["clean"] == evaluate(run).scores.as_dict()
+    assert (report["samples"], report["samples_in_split"]) == (4, 4)
+    assert set(report["left_out"]) == {"dropout 4 bands"}
+    by_name = {row["strength"]: row["drop"] for row in report["conditions"]}
+    assert by_name["sigma 4 px"] > 0.3  # every pixel is of a class of its own
+    assert by_name["x 0.25"] > 0.3  # high becomes middle, and middle low
+
+
+def test_a_quick_look_at_robustness_says_so(run: Run) -> None:
+    result = CliRunner().invoke(app, ["robustness", str(run.path), "--limit", "2"])
+    assert "2 samples of 4, evenly spaced: a quick look" in result.stdout
+    report = json.loads((run.path / "evaluation" / "test" / "robustness.json").read_text())
+    assert report["clean"]["pixels"] == 2 * SIZE[0] * (SIZE[1] - 1)
+    assert CliRunner().invoke(app, ["robustness", str(run.path), "--split", "tset"]).exit_code == 2
