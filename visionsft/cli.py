@@ -28,6 +28,11 @@ class Checkpoint(StrEnum):
     last = "last"
 
 
+class Unit(StrEnum):
+    group = "group"
+    image = "image"
+
+
 class SampleKind(StrEnum):
     satellite = "satellite"
     driving = "driving"
@@ -143,14 +148,34 @@ def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to evaluate.")] = Checkpoint.best,
+    group_by: Annotated[
+        Unit, typer.Option(help="What intervals resample: scenes or drives, or single images.")
+    ] = Unit.group,
+    slice_by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT", help="group, brightness, name:REGEX or a column of --metadata; repeatable."
+        ),
+    ] = None,
+    metadata: Annotated[
+        Path | None, typer.Option(help="CSV file about the samples; its first column names them.")
+    ] = None,
 ) -> None:
-    """Score a run on a split, class by class."""
+    """Score a run on a split, class by class, with intervals and the worst slices."""
     from visionsft.runs import Run
 
     Run.open(run)  # before the slow imports
     from visionsft.evaluation import evaluate
 
-    typer.echo(evaluate(run, split=split, checkpoint=checkpoint.value).table())
+    evaluation = evaluate(
+        run,
+        split=split,
+        checkpoint=checkpoint.value,
+        group_by=group_by.value,
+        slice_by=slice_by or (),
+        metadata=metadata,
+    )
+    typer.echo(evaluation.table())
 
 
 @app.command()

@@ -1,6 +1,8 @@
 """Evaluation: metrics, the judged result of a run, and its pictures."""
 
+from visionsft.evaluation.counts import Counts, load_counts
 from visionsft.evaluation.evaluating import Evaluation, evaluate
+from visionsft.evaluation.intervals import SegmentationIntervals, segmentation_intervals
 from visionsft.evaluation.pictures import (
     Example,
     colourise,
@@ -10,15 +12,23 @@ from visionsft.evaluation.pictures import (
     error_map,
     overlay,
 )
+from visionsft.evaluation.slices import Metadata, Slices, slice_counts
 
 __all__ = [
+    "Counts",
     "Evaluation",
     "Example",
+    "Metadata",
+    "SegmentationIntervals",
+    "Slices",
     "colourise",
     "confusion_figure",
     "contact_sheet",
     "display",
     "error_map",
     "evaluate",
+    "load_counts",
     "overlay",
+    "segmentation_intervals",
+    "slice_counts",
 ]
