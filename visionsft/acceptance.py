@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Sequence
@@ -34,21 +35,21 @@ def read_gates(path: str | Path) -> tuple[Gate, ...]:
     return tuple(gates)
 
 
-SLICES = ("group",)
-"""By what evaluation slices every split."""
+SLICES = ("group", "brightness")
+"""By what every split can be sliced, besides 'name:REGEX' and the columns of a metadata file."""
 
 
 def gates_of(
-    run: Run, *, file: str | Path | None = None, split: str = "test", slices: Sequence[str] = SLICES
+    run: Run, *, file: str | Path | None = None, split: str = "test", metadata: str | Path | None = None
 ) -> tuple[Gate, ...]:
     """The gates of `file`, else of the run's configuration, each one known to have a meaning for this run.
 
-    slices: by what the split can be sliced. A baseline must have been evaluated on the same split.
+    metadata: the CSV file whose columns can be sliced by. A baseline must have been evaluated on the same split.
     """
     gates = read_gates(file) if file else tuple(map(parse, run.config.gates))
     if not gates:
         raise ConfigError(f"{run.path / 'config.yaml'}: has no gates; add them there, or give --gates-file FILE")
-    classes = _classes(run)
+    classes, slices = _classes(run), (*SLICES, *_columns(metadata))
     found = [(gate, _mistake(gate, classes, slices, split)) for gate in gates]
     if mistakes := [f"{file or run.path / 'config.yaml'}: {gate}: {text}" for gate, text in found if text]:
         raise ConfigError("\n".join(mistakes))
@@ -64,11 +65,22 @@ def _classes(run: Run) -> list[str]:
         raise RunError(f"{path}: can't be read ({error}); the run is half-written") from error
 
 
+def _columns(metadata: str | Path | None) -> list[str]:
+    """Of a CSV file, without the first, which names the samples."""
+    if metadata is None:
+        return []
+    try:
+        with open(metadata, encoding="utf-8-sig", newline="") as file:
+            return next(csv.reader(file), [])[1:]
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"{metadata}: can't be read: {error}") from None
+
+
 def _mistake(gate: Gate, classes: Sequence[str], slices: Sequence[str], split: str) -> str | None:
     """What makes the gate meaningless for a run of these classes and slices."""
     if gate.of and gate.of not in classes:
         return _unknown("class", gate.of, classes)
-    if gate.by and gate.by not in slices:
+    if gate.by and gate.by not in slices and not gate.by.startswith("name:"):
         return _unknown("slice", gate.by, slices)
     if gate.baseline:
         try:

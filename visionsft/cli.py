@@ -13,10 +13,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from visionsft.gate import Gate
+    from visionsft.runs import Run
 
 # typer's own are none of these
 _USER_ERRORS = (ValueError, LookupError, ArithmeticError, OSError, ImportError)
@@ -26,6 +30,11 @@ _SYSTEM_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.
 class Checkpoint(StrEnum):
     best = "best"
     last = "last"
+
+
+class Unit(StrEnum):
+    group = "group"
+    image = "image"
 
 
 class SampleKind(StrEnum):
@@ -152,25 +161,50 @@ def evaluate(
     gates_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Judge by the gates of this text file, one a line.")
     ] = None,
+    group_by: Annotated[
+        Unit, typer.Option(help="What intervals resample: scenes or drives, or single images.")
+    ] = Unit.group,
+    slice_by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT", help="group, brightness, name:REGEX or a column of --metadata; repeatable."
+        ),
+    ] = None,
+    metadata: Annotated[
+        Path | None, typer.Option(help="CSV file about the samples; its first column names them.")
+    ] = None,
 ) -> None:
-    """Score a run on a split, class by class."""
+    """Score a run on a split, class by class, with intervals and the worst slices."""
     from visionsft.acceptance import gates_of
-    from visionsft.gate import EFFICIENCY
     from visionsft.runs import Run
 
     opened = Run.open(run)  # before the slow imports
-    asked = gates_of(opened, file=gates_file, split=split) if gates or gates_file else ()
+    asked = gates_of(opened, file=gates_file, split=split, metadata=metadata) if gates or gates_file else ()
     from visionsft.evaluation import evaluate
 
-    efficiency = efficiency or any(gate.metric in EFFICIENCY for gate in asked)
-    typer.echo(evaluate(run, split=split, checkpoint=checkpoint.value, efficiency=efficiency).table())
+    sliced = dict.fromkeys([*(slice_by or ()), *(gate.by for gate in asked if gate.by)])
+    evaluation = evaluate(
+        run,
+        split=split,
+        checkpoint=checkpoint.value,
+        group_by=group_by.value,
+        slice_by=tuple(sliced),
+        metadata=metadata,
+        efficiency=efficiency or any(gate.is_about_efficiency for gate in asked),
+    )
+    typer.echo(evaluation.table())
     if asked:
-        from visionsft.evaluation import judge
+        _judge(opened, asked, split)
 
-        judgement = judge(opened, asked, split=split)
-        typer.echo(f"\n{judgement.table()}")
-        if not judgement.passed:
-            raise typer.Exit(3)
+
+def _judge(run: Run, gates: Sequence[Gate], split: str) -> None:
+    """Say which gates pass; exit code 3 if one fails."""
+    from visionsft.evaluation import judge
+
+    judgement = judge(run, gates, split=split)
+    typer.echo(f"\n{judgement.table()}")
+    if not judgement.passed:
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -6,9 +6,10 @@
     value = metric                        mean_iou           of the whole split
           | metric[class]                 recall[car]
           | value.lower, value.upper      recall[car].lower  the end of its interval
-          | slice(name).value.min, .max   slice(drive).recall[car].min, over the slices where it is defined
+          | slice(name).value.min, .max   slice(group).recall[car].min, over the slices where it is defined
           | value drop_vs run             iou[water] drop_vs runs/baseline: that run's value minus this one's
 
+Slices have the names that `visionsft evaluate --slice-by` takes; 'drive' and 'scene' are other words for 'group'.
 This is the language alone, for the configuration to check; `visionsft.acceptance` compares gates with what a
 run can answer, and `visionsft.evaluation.gates` judges.
 """
@@ -31,11 +32,12 @@ METRICS = (*TOTALS, *PER_CLASS, *CALIBRATION, *EFFICIENCY)
 
 _ENDS = ("lower", "upper")
 _EXTREMES = ("min", "max")
+_GROUPS = ("drive", "scene")
 _PARTS = (*_ENDS, *_EXTREMES)
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _GATE = re.compile(rf"(?P<value>.+?)\s*(?P<comparison>>=|<=|>|<)\s*(?P<limit>{_NUMBER})")
 _DROP = re.compile(r"(?P<value>.+?)\s+drop_vs\s+(?P<baseline>\S.*)")
-_VALUE = re.compile(r"(?:slice\((?P<by>[^()]+)\)\.)?(?P<metric>\w+)(?:\[(?P<of>.+)\])?(?P<rest>(?:\.\w+)*)")
+_VALUE = re.compile(r"(?:slice\((?P<by>.+?)\)\.)?(?P<metric>\w+)(?:\[(?P<of>.+)\])?(?P<rest>(?:\.\w+)*)")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class Gate:
         """What is looked up, without baseline and limit."""
         by, of = (f"slice({self.by})." if self.by else "", f"[{self.of}]" if self.of else "")
         return ".".join(filter(None, (f"{by}{self.metric}{of}", self.end, self.extreme)))
+
+    @property
+    def is_about_efficiency(self) -> bool:
+        """Its value is only measured on request."""
+        return self.metric in EFFICIENCY
 
     @property
     def is_floor(self) -> bool:
@@ -118,6 +125,7 @@ def _parse_value(text: str) -> dict[str, str | None]:
             raise ValueError(f"must end in {', '.join('.' + part for part in _PARTS)} if anything, not in .{name}")
     end, extreme = _only(names, _ENDS), _only(names, _EXTREMES)
     of, by = (match[key] and match[key].strip() for key in ("of", "by"))
+    by = "group" if by in _GROUPS else by
     return {"metric": metric, "of": of, "end": end, "by": by, "extreme": extreme}
 
 

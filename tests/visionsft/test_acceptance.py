@@ -74,3 +74,16 @@ def test_every_gate_without_a_meaning_for_the_run_is_named(tmp_path: Path) -> No
         f"`visionsft evaluate {bare.path} --split test` makes them",
         f"{gates[4]}: baseline {tmp_path / 'bas'}: no such run folder; nearest: {baseline.path}",
     ]
+
+
+def test_columns_of_the_metadata_can_be_sliced_by(tmp_path: Path) -> None:
+    metadata = tmp_path / "weather.csv"
+    metadata.write_text("sample,weather,site\na.png,rain,north\n")
+    run = make_run(tmp_path, "run", gates=("slice(weathr).mean_iou.min >= 0.5",))
+    with pytest.raises(ConfigError, match="no slice 'weathr'; nearest: weather"):
+        gates_of(run, metadata=metadata)
+    good = tmp_path / "gates.txt"
+    good.write_text(r"slice(site).mean_iou.min >= 0.5" + "\n" + r"slice(name:(\d+)_).mean_iou.min >= 0.5")
+    assert [gate.by for gate in gates_of(run, file=good, metadata=metadata)] == ["site", r"name:(\d+)_"]
+    with pytest.raises(ConfigError, match=r"nothing\.csv: can't be read"):
+        gates_of(run, metadata=tmp_path / "nothing.csv")

@@ -34,7 +34,7 @@ gates:
         ),
         (
             "slice(drive).recall[Car].min >= 0.6",
-            Gate("recall", ">=", 0.6, of="Car", by="drive", extreme="min"),
+            Gate("recall", ">=", 0.6, of="Car", by="group", extreme="min"),
         ),
         ("ece<=.05", Gate("ece", "<=", 0.05)),
         ("throughput.mpx_s > 1", Gate("throughput.mpx_s", ">", 1.0)),
@@ -92,7 +92,8 @@ def gates(draw: st.DrawFn) -> Gate:
     if kind == "end":
         return Gate(metric, comparison, limit, of, end=draw(st.sampled_from(["lower", "upper"])))
     if kind == "slice":
-        by, extreme = draw(st.sampled_from(["drive", "object size"])), draw(st.sampled_from(["min", "max"]))
+        by = draw(st.sampled_from(["group", "object size", r"name:(\d)\."]))
+        extreme = draw(st.sampled_from(["min", "max"]))
         return Gate(metric, comparison, limit, of, by=by, extreme=extreme)
     return Gate(metric, comparison, limit, of, baseline="runs/base line" if kind else None)
 

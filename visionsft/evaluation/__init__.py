@@ -1,7 +1,9 @@
 """Evaluation: metrics, the judged result of a run, and its pictures."""
 
+from visionsft.evaluation.counts import Counts, load_counts
 from visionsft.evaluation.evaluating import Evaluation, evaluate
 from visionsft.evaluation.gates import Judgement, Verdict, judge
+from visionsft.evaluation.intervals import SegmentationIntervals, segmentation_intervals
 from visionsft.evaluation.pictures import (
     Example,
     colourise,
@@ -11,11 +13,16 @@ from visionsft.evaluation.pictures import (
     error_map,
     overlay,
 )
+from visionsft.evaluation.slices import Metadata, Slices, slice_counts
 
 __all__ = [
+    "Counts",
     "Evaluation",
     "Example",
     "Judgement",
+    "Metadata",
+    "SegmentationIntervals",
+    "Slices",
     "Verdict",
     "colourise",
     "confusion_figure",
@@ -24,5 +31,8 @@ __all__ = [
     "error_map",
     "evaluate",
     "judge",
+    "load_counts",
     "overlay",
+    "segmentation_intervals",
+    "slice_counts",
 ]

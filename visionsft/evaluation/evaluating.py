@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -28,7 +28,9 @@ from datamodules import DataError, SegmentationDataModule
 from datamodules.batch import IGNORE, Batch, Item, Sample
 from datamodules.statistics import fingerprint
 from visionsft.errors import RunError, nearest
+from visionsft.evaluation.counts import Counts, mean_brightness, save_counts
 from visionsft.evaluation.efficiency import Efficiency, measure
+from visionsft.evaluation.intervals import FEW_GROUPS, SegmentationIntervals, Unit, segmentation_intervals
 from visionsft.evaluation.metrics import (
     DEFINITIONS,
     SegmentationScores,
@@ -38,6 +40,7 @@ from visionsft.evaluation.metrics import (
     summarise,
 )
 from visionsft.evaluation.pictures import Example, confusion_figure, contact_sheet, display
+from visionsft.evaluation.slices import Metadata, Slices, check_kinds, default_kinds, slice_counts
 from visionsft.files import atomic_path, write_text
 from visionsft.models.views import average_views
 from visionsft.runs import Checkpoint, Run, describe_environment
@@ -59,15 +62,6 @@ WARNINGS = {
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What was counted, sample by sample, in the loader's order."""
-
-    items: tuple[Item, ...]
-    confusions: NDArray[np.int64]
-    """(N, K, K), rows = truth."""
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """The result of `evaluate`."""
 
@@ -75,9 +69,13 @@ class Evaluation:
     split: str
     checkpoint: str
     scores: SegmentationScores
+    intervals: SegmentationIntervals
+    by_image: SegmentationIntervals | None
+    """Where there are too few groups for intervals: over single images, which are too narrow."""
+    slices: Slices | None
     counts: Counts
     folder: Path
-    """Where scores.json, table.txt, confusion.csv, confusion.png, per_sample.npz and worst.png are."""
+    """Where scores.json, table.txt, confusion.csv, confusion.png, per_sample.npz, worst.png and slices.csv are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
     efficiency: Efficiency | None = None
@@ -101,9 +99,11 @@ class Evaluation:
 
     def table(self) -> str:
         """What the command line prints and ``table.txt`` holds."""
-        lines = [self.title, "", self.scores.table(), "", *self._worst_lines()]
-        if self.efficiency:
-            lines += ["", self.efficiency.table()]
+        tables = [self.scores.table(), self.intervals.table(self.scores)]
+        tables += [self.by_image.table(self.scores)] if self.by_image else []
+        tables += [self.slices.table()] if self.slices else []
+        tables += [self.efficiency.table()] if self.efficiency else []
+        lines = [self.title, "", *"\n\n".join(tables).splitlines(), "", *self._worst_lines()]
         if self.skipped:
             lines += [
                 "",
@@ -126,11 +126,20 @@ class Evaluation:
 
 
 def evaluate(
-    run: Run | str | Path, *, split: str = "test", checkpoint: Checkpoint = "best", efficiency: bool = False
+    run: Run | str | Path,
+    *,
+    split: str = "test",
+    checkpoint: Checkpoint = "best",
+    group_by: Unit = "group",
+    slice_by: Sequence[str] = (),
+    metadata: str | Path | None = None,
+    efficiency: bool = False,
 ) -> Evaluation:
     """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
 
-    efficiency: also measure what the model costs on this machine, in a few passes over a batch.
+    group_by: what is resampled for the intervals. slice_by: "group", "brightness", "name:REGEX" or a column of
+    the CSV file `metadata`; by default all its columns, without it the groups where these are 2 to 50. efficiency:
+    also measure what the model costs on this machine, in a few passes over a batch.
     """
     from visionsft.training.loading import load_run  # its modules use this package's metrics
 
@@ -138,6 +147,9 @@ def evaluate(
     loaded = load_run(run, checkpoint)
     loaded.data.setup("test")
     check_split(loaded.data, split)
+    table = None if metadata is None else Metadata.read(metadata)
+    kinds = slice_by or default_kinds(loaded.data.items[split], table)
+    check_kinds(kinds, loaded.data.items[split], table)
     loader = loaded.data.evaluation_loader(split)
     names = loaded.data.classes.names
     counts = count(loaded, progress(loader, f"evaluating {split}"), num_classes=len(names))
@@ -145,11 +157,15 @@ def evaluate(
     if scores.pixels == 0:
         samples = f"{len(counts.items)} samples"
         raise DataError(f"{loaded.data.root}: no pixel of the {split} split is labelled ({samples})")
+    intervals = _intervals(counts, group_by)
     evaluation = Evaluation(
         run=run.name,
         split=split,
         checkpoint=checkpoint,
         scores=scores,
+        intervals=intervals,
+        by_image=_intervals(counts, "image") if 1 < intervals.groups < FEW_GROUPS <= len(counts.items) else None,
+        slices=slice_counts(counts, kinds, metadata=table, unit=group_by),
         counts=counts,
         folder=run.evaluation(split),
         skipped=len(loaded.data.skipped),
@@ -166,13 +182,30 @@ def count(loaded: LoadedRun, batches: Iterable[Batch], *, num_classes: int) -> C
     """One pass over `batches`: a confusion matrix a sample."""
     items: list[Item] = []
     confusions: list[Tensor] = []
+    brightness: list[NDArray[np.float64]] = []
     for batch in batches:
         classes = predict_classes(infer(loaded, batch["image"])).cpu()
         items += batch["item"]
         confusions += [
             confusion_matrix(*pair, num_classes) for pair in zip(classes, batch["mask"], strict=True)
         ]
-    return Counts(tuple(items), torch.stack(confusions).numpy())
+        brightness.append(mean_brightness(batch, loaded.data.normalisation))
+    return Counts(
+        tuple(items),
+        loaded.data.classes.names,
+        torch.stack(confusions).numpy(),
+        np.concatenate(brightness),
+    )
+
+
+def _intervals(counts: Counts, unit: Unit) -> SegmentationIntervals:
+    """By `unit`; over images, with a note where several are from one group."""
+    found = segmentation_intervals(counts.confusions, counts.names(unit), counts.classes, unit=unit)
+    groups = len(set(counts.groups))
+    if unit == "group" or found.note or groups == found.groups:
+        return found
+    alike = f"too narrow: the {found.groups:,} images are from {groups:,} groups, and those of one group are alike"
+    return replace(found, note=alike)
 
 
 @torch.inference_mode()
@@ -230,8 +263,11 @@ def _write(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample], 
     write_text(folder / "table.txt", evaluation.table() + "\n")
     with atomic_path(folder / "confusion.csv") as path:
         _write_csv(path, evaluation.confusion, classes.names)
-    with atomic_path(folder / "per_sample.npz") as path:
-        _write_samples(path, evaluation.counts, classes.names)
+    save_counts(evaluation.counts, folder)
+    (folder / "slices.csv").unlink(missing_ok=True)  # of an evaluation by other slices
+    if evaluation.slices:
+        with atomic_path(folder / "slices.csv") as path:
+            evaluation.slices.write_csv(path)
     heading = (
         f"{evaluation.title}\nmean IoU {evaluation.scores.mean_iou:.4f}, {evaluation.scores.pixels:,} pixels"
     )
@@ -256,16 +292,6 @@ def _write_csv(path: Path, confusion: NDArray[np.int64], names: Sequence[str]) -
         writer.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
 
 
-def _write_samples(path: Path, counts: Counts, names: Sequence[str]) -> None:
-    np.savez_compressed(
-        path,
-        ids=np.array([item.id for item in counts.items]),
-        groups=np.array([item.group for item in counts.items]),
-        classes=np.array(names),
-        confusions=counts.confusions,
-    )
-
-
 def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Path) -> dict[str, Any]:
     """The content of scores.json."""
     items = data.items[evaluation.split]
@@ -281,6 +307,12 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
         "groups": len({item.group for item in evaluation.counts.items}),
         "classes": list(data.classes.names),
         "scores": evaluation.scores.as_dict(),
+        "intervals": {
+            **evaluation.intervals.as_dict(),
+            "by_image": evaluation.by_image.as_dict() if evaluation.by_image else None,
+        },
+        "slices": [row.as_dict() for row in evaluation.slices.rows] if evaluation.slices else [],
+        "slices_note": evaluation.slices.note if evaluation.slices else None,
         "definitions": DEFINITIONS,
         "confusion": evaluation.confusion.tolist(),
         "data": {

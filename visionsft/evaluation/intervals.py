@@ -20,11 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from visionsft.evaluation.metrics import class_fractions, class_scores, marginal_counts, total_scores
+from visionsft.evaluation.metrics import (
+    SegmentationScores,
+    class_fractions,
+    class_scores,
+    marginal_counts,
+    total_scores,
+)
 
 Number = TypeVar("Number", np.int64, np.float64)
 Method = Literal["logit-t", "t"]
 """How an interval is laid: "logit-t" for shares in 0..1, "t" for anything else, such as a difference."""
+
+Unit = Literal["group", "image"]
+"""What is resampled: a scene or drive, or a single sample (a frame, or a window of a scene)."""
 
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0
 
@@ -34,6 +43,9 @@ with three it spans half of 0..1, with two all of it: that isn't evidence, and r
 
 FEW_EFFECTIVE = 2.0
 """Fewest effective groups: below, one group holds most of the pixels, and there is no spread to measure."""
+
+_SHOWN = ("iou", "recall", "precision")
+"""Class metrics in the text table."""
 
 _MAX_LOGIT = 700.0
 """Just below where exp overflows."""
@@ -155,8 +167,7 @@ class SegmentationIntervals:
     resamples: int
     seed: int
     method: Method
-    unit: str
-    """What was resampled: "group" (a scene or drive) or "image"."""
+    unit: Unit
     groups: int
     note: str | None
     """Why there is no interval, or what speaks against it."""
@@ -181,27 +192,37 @@ class SegmentationIntervals:
             "per_class": classes,
         }
 
+    def table(self, scores: SegmentationScores) -> str:
+        """A text table of the numbers with their intervals; only the reason where there are none."""
+        what = f"{self.level:.0%} intervals, {self.resamples:,} resamples of {self.groups:,} {self.unit}s"
+        if not any(self.metrics.values()):
+            return f"no {what}: {self.note}"
+        width = max(len("frequency-weighted IoU"), *(len(row.name) for row in self.per_class))
+        lines = [what + (f"; {self.note}" if self.note else "")]
+        for metric, ends in self.metrics.items():
+            title = metric.replace("_", " ").replace("frequency ", "frequency-").replace("iou", "IoU")
+            lines.append(f"{title:{width}}  {_span(getattr(scores, metric), ends)}")
+        lines.append(f"{'class':{width}}  {'IoU':<22}  {'recall':<22}  precision")
+        for row, score in zip(self.per_class, scores.per_class, strict=True):
+            spans = [_span(getattr(score, metric), row.ends[metric]) for metric in _SHOWN]
+            lines.append(f"{row.name:{width}}  {row.note or '  '.join(spans)}".rstrip())
+        return "\n".join(lines)
+
 
 def segmentation_intervals(
     confusions: NDArray[np.int64],
     groups: Sequence[str],
     names: Sequence[str],
     *,
-    unit: str = "group",
+    unit: Unit = "group",
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> SegmentationIntervals:
     """Bootstrap by group: per-sample (N, K, K) matrices, N group names and K class names -> all intervals."""
     _, sums = group_sums(marginal_counts(confusions), groups)
-    margins, drawn = sums.sum(axis=0), resample(sums, resamples=resamples, seed=seed)
-    labelled = effective_groups(sums[:, 1].sum(axis=-1))
-    totals, total_values = total_scores(margins), total_scores(drawn)
-    total_ends = {
-        metric: interval(total_values[metric], totals[metric], groups=labelled, level=level)
-        for metric in totals
-    }
-    note = _too_few(len(sums), labelled, unit)
+    drawn = resample(sums, resamples=resamples, seed=seed)
+    metrics, note = total_intervals(sums, drawn, unit=unit, level=level)
     return SegmentationIntervals(
         level=level,
         resamples=resamples,
@@ -210,13 +231,33 @@ def segmentation_intervals(
         unit=unit,
         groups=len(sums),
         note=note,
-        metrics={metric: None if note else _pair(*ends) for metric, ends in total_ends.items()},
+        metrics=metrics,
         per_class=_class_intervals(sums, drawn, names, unit=unit, level=level),
     )
 
 
+def total_intervals(
+    sums: NDArray[np.int64], drawn: NDArray[np.float64], *, unit: Unit, level: float
+) -> tuple[dict[str, Ends | None], str | None]:
+    """Of the metrics over all classes, and why there are none, if so.
+
+    From marginal counts of G groups (G, 3, K) and of R resamples (R, 3, K).
+    """
+    scores, values = total_scores(sums.sum(axis=0)), total_scores(drawn)
+    labelled = sums[:, 1].sum(axis=-1)
+    effective = effective_groups(labelled)
+    note = _too_few(int((labelled > 0).sum()), float(effective), unit)
+    if note:
+        return dict.fromkeys(scores), note
+    ends = {
+        metric: _pair(*interval(values[metric], scores[metric], groups=effective, level=level))
+        for metric in scores
+    }
+    return ends, None
+
+
 def _class_intervals(
-    sums: NDArray[np.int64], drawn: NDArray[np.float64], names: Sequence[str], *, unit: str, level: float
+    sums: NDArray[np.int64], drawn: NDArray[np.float64], names: Sequence[str], *, unit: Unit, level: float
 ) -> tuple[ClassIntervals, ...]:
     """From marginal counts of G groups (G, 3, K) and of R resamples (R, 3, K)."""
     scores, values = class_scores(sums.sum(axis=0)), class_scores(drawn)
@@ -235,7 +276,7 @@ def _class_intervals(
     return tuple(rows)
 
 
-def _too_few(groups: int, effective: float, unit: str) -> str | None:
+def _too_few(groups: int, effective: float, unit: Unit) -> str | None:
     """Why so many groups give no interval; None where they do."""
     if groups < FEW_GROUPS:
         return f"only {groups} {unit}{'' if groups == 1 else 's'}"
@@ -244,6 +285,11 @@ def _too_few(groups: int, effective: float, unit: str) -> str | None:
 
 def _pair(low: Any, high: Any) -> Ends | None:
     return None if math.isnan(low) or math.isnan(high) else (float(low), float(high))
+
+
+def _span(value: float, ends: Ends | None) -> str:
+    number = "-" if math.isnan(value) else f"{value:.4f}"
+    return f"{number:<6}  {'-' if ends is None else '[{:.3f}, {:.3f}]'.format(*ends):<14}"
 
 
 def _lists(ends: dict[str, Ends | None]) -> dict[str, list[float] | None]:

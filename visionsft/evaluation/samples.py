@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionsft.errors import RunError
+from visionsft.evaluation.counts import FILE, load_counts
 from visionsft.runs import Run
 
 _FEW = 5
@@ -32,21 +33,20 @@ class Samples:
 
 def read_samples(run: Run, split: str) -> Samples:
     """per_sample.npz of an evaluated split."""
-    path = run.path / "evaluation" / split / "per_sample.npz"
+    path = run.path / "evaluation" / split / FILE
     run.scores(split)  # stands for a complete set of files
     try:
-        with np.load(path) as kept:
-            ids, groups, classes = (kept[name].tolist() for name in ("ids", "groups", "classes"))
-            confusions = kept["confusions"]
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        counts = load_counts(path.parent)
+    except (OSError, EOFError, BadZipFile) as error:
         raise RunError(f"{path}: can't be read ({error}); `visionsft evaluate {run.path}` makes it") from error
+    ids, groups = counts.ids, counts.groups
     order = sorted(range(len(ids)), key=ids.__getitem__)
     return Samples(
         run=run,
         ids=tuple(ids[i] for i in order),
         groups=tuple(groups[i] for i in order),
-        classes=tuple(classes),
-        confusions=confusions[order],
+        classes=counts.classes,
+        confusions=counts.confusions[order],
         positions=tuple(order),
     )
 

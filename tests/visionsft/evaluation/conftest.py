@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datamodules.batch import Item
 from visionsft.config import Backbone, CameraData, Config
+from visionsft.evaluation.counts import Counts, save_counts
 from visionsft.evaluation.metrics import summarise
 from visionsft.runs import Run
 
@@ -42,9 +44,8 @@ def write_run(tmp_path: Path) -> WriteRun:
         run.write_json("data.json", {"classes": list(classes)})
         run.write_environment({"weights": {"source": "none"}})
         folder = run.evaluation("test")
-        np.savez_compressed(
-            folder / "per_sample.npz", ids=ids, groups=groups, classes=classes, confusions=confusions
-        )
+        items = tuple(Item(id=id, group=group, image=id) for id, group in zip(ids, groups, strict=True))
+        save_counts(Counts(items, tuple(classes), confusions, np.zeros(count)), folder)
         report = {
             "split": "test",
             "checkpoint": {"name": "best"},

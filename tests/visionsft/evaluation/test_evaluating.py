@@ -24,14 +24,22 @@ from datamodules import CameraFrameDataModule, ClassSpec, DataError
 from visionsft.cli import app
 from visionsft.config import Backbone, CameraData, Config
 from visionsft.errors import RunError, WriteError
-from visionsft.evaluation import evaluate
+from visionsft.evaluation import evaluate, load_counts
 from visionsft.runs import Run
 
 GREYS = (40, 128, 216)
 """Of the classes 'low', 'middle' and 'high'; the fourth, 'never', is in no mask."""
 SIZE = (24, 36)
 VIEWS = {"scales": (1.0,), "symmetry": "none"}
-FILES = {"scores.json", "table.txt", "confusion.csv", "confusion.png", "per_sample.npz", "worst.png"}
+FILES = {
+    "scores.json",
+    "table.txt",
+    "confusion.csv",
+    "confusion.png",
+    "per_sample.npz",
+    "worst.png",
+    "slices.csv",
+}
 
 
 class NearestGrey(nn.Module):
@@ -99,7 +107,9 @@ def run(frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def load_run(run: Run, checkpoint: str) -> SimpleNamespace:
         model = NearestGrey().eval()
-        return SimpleNamespace(model=model, data=make_data(frames), precision=None, channels_last=True, views=VIEWS)
+        return SimpleNamespace(
+            model=model, data=make_data(frames), precision=None, channels_last=True, views=VIEWS
+        )
 
     loading = SimpleNamespace(load_run=load_run)
     monkeypatch.setitem(sys.modules, "visionsft.training.loading", loading)
@@ -159,6 +169,73 @@ def test_every_number_can_be_remade_from_the_files(run: Run) -> None:
     for name in ("confusion.png", "worst.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 200
+
+
+def test_what_was_counted_is_read_back(run: Run) -> None:
+    evaluation = evaluate(run)
+    counts = load_counts(run.evaluation("test"))
+    assert (counts.ids, counts.groups, counts.classes) == (
+        evaluation.counts.ids,
+        evaluation.counts.groups,
+        ("low", "middle", "high", "never"),
+    )
+    assert np.array_equal(counts.confusions, evaluation.counts.confusions)
+    for item, brightness in zip(counts.items, counts.brightness, strict=True):
+        with Image.open(item.image) as picture:
+            assert brightness == pytest.approx(np.asarray(picture).mean(), rel=1e-5)
+
+
+def test_counts_that_are_missing_or_old_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"per_sample.npz does not exist: evaluate the run first"):
+        load_counts(tmp_path)
+    np.savez(tmp_path / "per_sample.npz", ids=[], groups=[], classes=[], confusions=[])
+    with pytest.raises(RunError, match=r"has no brightness, images: .* evaluate it again"):
+        load_counts(tmp_path)
+
+
+def test_two_drives_give_no_interval_and_their_slices(run: Run) -> None:
+    evaluate(run)
+    report = json.loads((run.path / "evaluation" / "test" / "scores.json").read_text())
+    intervals = report["intervals"]
+    assert (intervals["unit"], intervals["groups"], intervals["note"]) == ("group", 2, "only 2 groups")
+    assert intervals["metrics"]["mean_iou"] is intervals["per_class"]["low"]["iou"] is None
+    assert intervals["per_class"]["low"]["note"] == "only 2 groups"
+    assert intervals["by_image"] is None  # four images
+    assert [(row["by"], row["value"]) for row in report["slices"]] == [
+        ("group", "drive1"),
+        ("group", "drive0"),
+    ]
+    assert "2 slices were looked at" in report["slices_note"]
+
+
+def test_few_drives_of_many_images_give_intervals_that_are_called_too_narrow(run: Run, frames: Path) -> None:
+    for index in range(4, 12):
+        for kind, pixels in zip(("images", "masks"), make_frame(index, wrong_rows=index), strict=True):
+            Image.fromarray(pixels).save(frames / kind / "test" / f"{index}_drive{index % 2}.png")
+    evaluation = evaluate(run, slice_by=["brightness", r"name:_(\w+)\."])
+    report = json.loads((run.path / "evaluation" / "test" / "scores.json").read_text())
+    by_image = report["intervals"]["by_image"]
+    assert by_image["note"] == "too narrow: the 12 images are from 2 groups, and those of one group are alike"
+    low, high = by_image["metrics"]["mean_iou"]
+    assert low < evaluation.scores.mean_iou < high
+    assert {row["by"] for row in report["slices"]} == {"brightness", r"name:_(\w+)\."}
+    table = evaluation.table()
+    assert "no 95% intervals, 2,000 resamples of 2 groups: only 2 groups" in table
+    assert f"[{low:.3f}, {high:.3f}]" in table
+    chosen = evaluate(run, group_by="image")
+    assert chosen.by_image is None
+    assert chosen.intervals.as_dict() == by_image
+
+
+def test_what_cannot_be_sliced_by_is_said_before_the_model_runs(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(NearestGrey, "forward", None)
+    with pytest.raises(DataError, match=r"can't slice by 'groups' \(nearest: group\)"):
+        evaluate(run, slice_by=["groups"])
+    (tmp_path / "meta.csv").write_text("frame,weather\n0_drive0,sun\n")
+    with pytest.raises(DataError, match=r"meta.csv: 3 of 4 samples have no row"):
+        evaluate(run, metadata=tmp_path / "meta.csv")
 
 
 def test_the_worst_come_first(run: Run) -> None:
@@ -222,7 +299,12 @@ def test_a_full_disk_leaves_no_half_set(run: Run, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(WriteError, match=r"confusion\.png"):
         evaluate(run)
     left = {path.name for path in (run.path / "evaluation" / "test").iterdir()}
-    assert left == {"table.txt", "confusion.csv", "per_sample.npz"}  # scores.json stands for a complete set
+    assert left == {
+        "table.txt",
+        "confusion.csv",
+        "per_sample.npz",
+        "slices.csv",
+    }  # scores.json stands for a complete set
 
 
 @pytest.fixture
