@@ -28,6 +28,8 @@ TOTALS = ("mean_iou", "frequency_weighted_iou", "pixel_accuracy", "mean_recall")
 PER_CLASS = ("iou", "recall", "precision", "f1")
 EFFICIENCY = ("parameters", "gmacs_per_mpx", "throughput.mpx_s", "peak_memory_mb")
 CALIBRATION = ("ece",)
+SLICED = ("mean_iou", "pixel_accuracy", "mean_recall", "iou", "recall")
+"""Metrics that are scored slice by slice."""
 METRICS = (*TOTALS, *PER_CLASS, *CALIBRATION, *EFFICIENCY)
 
 _ENDS = ("lower", "upper")
@@ -153,6 +155,8 @@ def _check_parts(gate: Gate) -> None:
         raise ValueError(f"must not name a class: {gate.metric} is of the whole split")
     if bool(gate.by) != bool(gate.extreme):
         raise ValueError("must have .min or .max with slices, and only there, as in 'slice(drive).mean_iou.min'")
+    if gate.by and gate.metric not in SLICED:
+        raise ValueError(f"must not have slice(): slices have {', '.join(SLICED)}, not {gate.metric}")
     parts = (gate.end and f".{gate.end}", gate.by and "slice()", gate.baseline and "drop_vs")
     given = [part for part in parts if part]
     if len(given) > 1:

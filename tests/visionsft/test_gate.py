@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visionsft.errors import ConfigError
-from visionsft.gate import EFFICIENCY, METRICS, PER_CLASS, TOTALS, Gate, parse
+from visionsft.gate import EFFICIENCY, METRICS, PER_CLASS, SLICED, TOTALS, Gate, parse
 from visionsft.loading import load_config
 
 CONFIG = """\
@@ -67,6 +67,7 @@ def test_gates_are_understood(text: str, gate: Gate) -> None:
         ("mean_iou.min >= 0.5", "must have .min or .max with slices"),
         ("iou[a].lower drop_vs runs/a <= 0.1", "must not combine .lower and drop_vs"),
         ("slice(drive).ece.max <= 0.1", "must not have slice()"),
+        ("slice(drive).f1[car].max <= 0.1", "slices have mean_iou, pixel_accuracy, mean_recall, iou, recall, not f1"),
         ("throughput.mpx_s drop_vs runs/a <= 0.1", "must not have drop_vs"),
         ("[car] >= 0.5", "must name a metric before its comparison"),
         ("", "must be a value"),
@@ -87,7 +88,8 @@ def gates(draw: st.DrawFn) -> Gate:
     of = draw(names) if metric in PER_CLASS else None
     comparison = draw(st.sampled_from([">=", "<=", ">", "<"]))
     limit = draw(st.floats(0, 1e9 if metric in EFFICIENCY else 1))
-    kinds = ["", "end", "slice", "drop"] if metric in (*TOTALS, *PER_CLASS) else [""]
+    kinds = ["", "end", "drop"] if metric in (*TOTALS, *PER_CLASS) else [""]
+    kinds += ["slice"] if metric in SLICED else []
     kind = draw(st.sampled_from(kinds))
     if kind == "end":
         return Gate(metric, comparison, limit, of, end=draw(st.sampled_from(["lower", "upper"])))
