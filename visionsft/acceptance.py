@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,20 +48,11 @@ def gates_of(
     gates = read_gates(file) if file else tuple(map(parse, run.config.gates))
     if not gates:
         raise ConfigError(f"{run.path / 'config.yaml'}: has no gates; add them there, or give --gates-file FILE")
-    classes, slices = _classes(run), (*SLICES, *_columns(metadata))
+    classes, slices = list(run.read_json("data.json")["classes"]), (*SLICES, *_columns(metadata))
     found = [(gate, _mistake(gate, classes, slices, split)) for gate in gates]
     if mistakes := [f"{file or run.path / 'config.yaml'}: {gate}: {text}" for gate, text in found if text]:
         raise ConfigError("\n".join(mistakes))
     return gates
-
-
-def _classes(run: Run) -> list[str]:
-    """Names of the classes, in the data card that training wrote."""
-    path = run.path / "data.json"
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["classes"])
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: can't be read ({error}); the run is half-written") from error
 
 
 def _columns(metadata: str | Path | None) -> list[str]:

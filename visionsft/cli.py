@@ -211,6 +211,9 @@ def _judge(run: Run, gates: Sequence[Gate], split: str) -> None:
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_A RUN_B...", help="Evaluated runs.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    group_by: Annotated[
+        Unit, typer.Option(help="What is resampled as a whole: scenes or drives, or single images.")
+    ] = Unit.group,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the result; default: below RUN_A's evaluation.")
     ] = None,
@@ -222,7 +225,7 @@ def compare(
         Run.open(run).scores(split)
     from visionsft.evaluation.comparison import compare, table
 
-    typer.echo(table(compare(runs, split=split, out=out)))
+    typer.echo(table(compare(runs, split=split, group_by=group_by.value, out=out)))
 
 
 @app.command()

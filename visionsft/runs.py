@@ -243,6 +243,14 @@ class Run:
     def write_json(self, name: str, values: Mapping[str, Any]) -> Path:
         return self.write_text(name, json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n")
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What training wrote with `write_json`."""
+        try:
+            values: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path / name}: can't be read ({error}); the run is half-written") from error
+        return values
+
     def write_environment(self, extra: Mapping[str, Any]) -> None:
         """Write environment.json: versions, hardware, the working directory's commit, and `extra`."""
         self.write_json("environment.json", {**describe_environment(), **extra})

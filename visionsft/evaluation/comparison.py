@@ -19,7 +19,7 @@ from datamodules.batch import Sample
 from visionsft.errors import RunError
 from visionsft.evaluation.differences import METHOD, PERMUTATIONS, Difference, differences, holm
 from visionsft.evaluation.evaluating import make_example
-from visionsft.evaluation.intervals import group_sums
+from visionsft.evaluation.intervals import Unit, group_sums
 from visionsft.evaluation.metrics import mean_iou
 from visionsft.evaluation.metrics.segmentation import without_nan
 from visionsft.evaluation.pictures import Example, PairExample, contact_sheet
@@ -54,10 +54,12 @@ class Pair:
     second: str
     """Paths of the runs."""
     split: str
+    unit: Unit
+    """What was resampled and exchanged: "group" (a scene or drive) or "image"."""
     samples: int
     differences: tuple[Difference, ...]
     groups: tuple[Change, ...]
-    """Each one's mean IoU, the largest loss first."""
+    """Each unit's mean IoU, the largest loss first."""
     changed: tuple[Change, ...]
     """The samples whose mean IoU changed most."""
     setup: dict[str, dict[str, tuple[str | None, str | None]]]
@@ -69,7 +71,7 @@ class Pair:
 
     def table(self) -> str:
         """What the command line prints."""
-        what = f"split {self.split} · {self.samples:,} samples, {len(self.groups)} groups"
+        what = f"split {self.split} · {self.samples:,} samples, {len(self.groups):,} {self.unit}s"
         parts = [[f"A {self.first}   B {self.second} · {what}"], self._rows(), self._group_lines()]
         parts += [self._changed_lines(), self._setup_lines()]
         return "\n\n".join("\n".join(part) for part in parts)
@@ -83,13 +85,20 @@ class Pair:
                 numbers = f"{_number(row.first)}  {_number(row.second)}  {_number(row.difference, '+.4f'):>7}"
                 chances = f"{_number(row.p)}  {_number(row.p_holm)}"
                 lines.append(f"{_name(row):{width}}  {numbers}  {ends:18}  {chances}")
-        return lines
+        return lines + self._cautions()
+
+    def _cautions(self) -> list[str]:
+        """What limits the intervals and p-values."""
+        least = 2.0 ** (1 - len(self.groups))
+        few = f"with {len(self.groups)} {self.unit}s no p can be below {least:g}"
+        images = "images of one scene or drive share their errors: intervals and p are too optimistic"
+        return [few] if least > 0.05 else [images] if self.unit == "image" else []
 
     def _group_lines(self) -> list[str]:
         gaps = [group.difference for group in self.groups]
         wins, losses = (sum(sign * gap > _TIE for gap in gaps) for sign in (1, -1))
         counts = f"B better in {wins}, worse in {losses}, of {len(gaps)}"
-        lines = [f"mean IoU by group: {counts}; the largest losses and gains:"]
+        lines = [f"mean IoU by {self.unit}: {counts}; the largest losses and gains:"]
         shown = self.groups if len(self.groups) <= 6 else (*self.groups[:3], *self.groups[-3:])
         return lines + [_change_line(group) for group in shown]
 
@@ -127,31 +136,35 @@ def _or_unset(text: str | None) -> str:
 
 
 def compare(
-    runs: Sequence[Run | str | Path], *, split: str = "test", out: str | Path | None = None
+    runs: Sequence[Run | str | Path],
+    *,
+    split: str = "test",
+    group_by: Unit = "group",
+    out: str | Path | None = None,
 ) -> tuple[Pair, ...]:
     """Compare evaluated runs with the first of them; writes table.txt, compare.json and a picture a pair.
 
-    out: folder; default ``<first run>/evaluation/<split>/compare-<names of the others>``.
+    group_by: what is resampled and exchanged as a whole. out: folder; default
+    ``<first run>/evaluation/<split>/compare-<names of the others>``.
     """
     opened = [run if isinstance(run, Run) else Run.open(run) for run in runs]
     if len({run.path.resolve() for run in opened}) < max(2, len(opened)):
         paths = ", ".join(str(run.path) for run in opened)
         raise RunError(f"two different runs are needed at least, and none twice; given {paths}")
-    samples = [read_samples(run, split) for run in opened]
+    samples = [read_samples(run, split, unit=group_by) for run in opened]
     for other in samples[1:]:
         check_comparable(samples[0], other)
     names = "-".join(run.name for run in opened[1:])
     folder = Path(out) if out else opened[0].evaluation(split) / f"compare-{names}"
-    pairs = [_compare_pair(samples[0], other, split) for other in samples[1:]]
-    pairs = [
-        _draw(pair, samples[0], other, folder)
-        for pair, other in zip(_correct(pairs), samples[1:], strict=True)
-    ]
+    pairs = _correct([_compare_pair(samples[0], other, split, group_by) for other in samples[1:]])
+    for index, other in enumerate(samples[1:]):
+        picture = folder / f"changed-{index + 1}-{other.run.name}.png"
+        pairs[index] = _draw(pairs[index], samples[0], other, picture)
     _write(pairs, folder)
     return tuple(pairs)
 
 
-def _compare_pair(first: Samples, second: Samples, split: str) -> Pair:
+def _compare_pair(first: Samples, second: Samples, split: str, unit: Unit) -> Pair:
     names, sums = group_sums(first.confusions, first.groups)
     groups = _changes(names, sums, group_sums(second.confusions, second.groups)[1])
     samples = _changes(first.ids, first.confusions, second.confusions)
@@ -160,6 +173,7 @@ def _compare_pair(first: Samples, second: Samples, split: str) -> Pair:
         first=str(first.run.path),
         second=str(second.run.path),
         split=split,
+        unit=unit,
         samples=len(first.ids),
         differences=differences(first, second),
         groups=tuple(sorted(groups, key=lambda group: group.difference)),
@@ -195,24 +209,16 @@ def what_differs(first: Run, second: Run, split: str) -> dict[str, dict[str, tup
 
 
 def _setup(run: Run, split: str) -> dict[str, dict[str, Any]]:
-    scores, environment = run.scores(split), _read_json(run.path / "environment.json")
+    scores, environment = run.scores(split), run.read_json("environment.json")
     weights = environment.pop("weights", {})
     config = run.config.model_dump(mode="json", exclude={"name", "runs"})
     test = {key: value for key, value in scores.get("data", {}).items() if key != "skipped"}
     return {
         "config": config,
-        "data": {"training": _read_json(run.path / "data.json"), split: test},
+        "data": {"training": run.read_json("data.json"), split: test},
         "weights": {"pretrained": weights, "checkpoint": scores.get("checkpoint", {})},
         "code": environment,
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: can't be read ({error}); the run is half-written") from error
-    return values
 
 
 def _unlike(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, tuple[str | None, str | None]]:
@@ -223,9 +229,10 @@ def _unlike(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, tu
 # ------------------------------------------------------------------------------------------ files
 
 
-def _draw(pair: Pair, first: Samples, second: Samples, folder: Path) -> Pair:
+def _draw(pair: Pair, first: Samples, second: Samples, target: Path) -> Pair:
     """The pair with a picture of the samples that changed most, where both models and their data still load."""
-    target = folder / f"changed-{second.run.name}.png"
+    if not pair.changed:
+        return replace(pair, problem="no sample changed")
     try:
         figure = _changed_sheet(pair, first, second)
     except (RunError, DataError) as error:

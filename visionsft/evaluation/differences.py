@@ -30,8 +30,9 @@ _CHUNK = 500
 
 METHOD = (
     "B - A: the second run minus the first. Interval: 95 %, paired bootstrap of whole groups. p: two-sided paired "
-    "permutation test, in which the runs exchange their predictions on whole groups; p_holm: corrected (Holm 1979) "
-    "within each metric, over its classes and over all runs that are compared with the first"
+    "permutation test, in which the runs exchange their predictions on whole groups (in all ways, or in "
+    f"{PERMUTATIONS:,} drawn at random); p_holm: corrected (Holm 1979) within each metric, over its classes and over "
+    "all runs that are compared with the first"
 )
 
 

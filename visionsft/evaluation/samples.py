@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from visionsft.errors import RunError
 from visionsft.evaluation.counts import FILE, load_counts
+from visionsft.evaluation.intervals import Unit
 from visionsft.runs import Run
 
 _FEW = 5
@@ -31,15 +32,15 @@ class Samples:
     """Where each sample is in the split's own order."""
 
 
-def read_samples(run: Run, split: str) -> Samples:
-    """per_sample.npz of an evaluated split."""
+def read_samples(run: Run, split: str, *, unit: Unit = "group") -> Samples:
+    """per_sample.npz of an evaluated split, grouped by scene or drive, or each image by itself."""
     path = run.path / "evaluation" / split / FILE
     run.scores(split)  # stands for a complete set of files
     try:
         counts = load_counts(path.parent)
     except (OSError, EOFError, BadZipFile) as error:
         raise RunError(f"{path}: can't be read ({error}); `visionsft evaluate {run.path}` makes it") from error
-    ids, groups = counts.ids, counts.groups
+    ids, groups = counts.ids, counts.names(unit)
     order = sorted(range(len(ids)), key=ids.__getitem__)
     return Samples(
         run=run,

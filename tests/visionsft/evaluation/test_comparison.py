@@ -75,7 +75,18 @@ def test_what_else_differs(write_run: WriteRun) -> None:
     (pair,) = compare([first, second])
     assert pair.setup == {"config": {"seed": ("1", "2")}, "data": {}, "weights": {}, "code": {}}
     assert "config: 1 differ\n  seed: 1 in A, 2 in B\ndata: the same" in pair.table()
-    assert pair.changed == ()
+    assert (pair.changed, pair.problem) == ((), "no sample changed")
+
+
+def test_few_groups_are_told_and_images_are_no_way_out(write_run: WriteRun) -> None:
+    two = ["north", "south"] * 6
+    runs = [write_run("a", FIRST, groups=two), write_run("b", better(FIRST, share=0.3), groups=two)]
+    (pair,) = compare(runs)
+    assert pair.differences[0].ends is None
+    assert "with 2 groups no p can be below 0.5" in pair.table()
+    (pair,) = compare(runs, group_by="image")
+    assert (len(pair.groups), pair.differences[0].p) == (12, 2 / 2**12)
+    assert "share their errors" in pair.table()
 
 
 def test_a_run_is_not_compared_with_itself(write_run: WriteRun) -> None:

@@ -372,7 +372,7 @@ def test_two_runs_are_compared_with_pictures(run: Run, monkeypatch: pytest.Monke
     result = CliRunner().invoke(app, ["compare", *paths])
     assert result.exit_code == 0, result.output
     assert "B better in 0, worse in 2, of 2" in result.stdout
-    with Image.open(run.path / "evaluation" / "test" / "compare-blind" / "changed-blind.png") as picture:
+    with Image.open(run.path / "evaluation" / "test" / "compare-blind" / "changed-1-blind.png") as picture:
         assert min(picture.size) > 200
 
 
