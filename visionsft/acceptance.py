@@ -47,7 +47,9 @@ def gates_of(
     """
     gates = read_gates(file) if file else tuple(map(parse, run.config.gates))
     if not gates:
-        raise ConfigError(f"{run.path / 'config.yaml'}: has no gates; add them there, or give --gates-file FILE")
+        raise ConfigError(
+            f"{run.path / 'config.yaml'}: has no gates; add them there, or give --gates-file FILE"
+        )
     classes, slices = list(run.read_json("data.json")["classes"]), (*SLICES, *_columns(metadata))
     found = [(gate, _mistake(gate, classes, slices, split)) for gate in gates]
     if mistakes := [f"{file or run.path / 'config.yaml'}: {gate}: {text}" for gate, text in found if text]:

@@ -156,7 +156,8 @@ def evaluate(
         bool, typer.Option("--efficiency", help="Also measure operations, speed and memory.")
     ] = False,
     gates: Annotated[
-        bool, typer.Option("--gates", help="Judge by the gates of the configuration; exit code 3 if one fails.")
+        bool,
+        typer.Option("--gates", help="Judge by the gates of the configuration; exit code 3 if one fails."),
     ] = False,
     gates_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Judge by the gates of this text file, one a line.")

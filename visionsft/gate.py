@@ -20,6 +20,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from visionsft.errors import nearest
 
@@ -111,7 +112,8 @@ def parse(text: str) -> Gate:
     return gate
 
 
-def _parse_value(text: str) -> dict[str, str | None]:
+def _parse_value(text: str) -> dict[str, Any]:
+    """The fields of a gate that name its value."""
     match = _VALUE.fullmatch(text)
     if match is None:
         raise ValueError(f"must name a metric before its comparison, not {text!r}; {_allowed()}")
@@ -121,10 +123,14 @@ def _parse_value(text: str) -> dict[str, str | None]:
         metric, names = ".".join([metric, *(n for n in names if n not in _PARTS)]), _parts(names)
     if metric not in METRICS:
         hint = nearest(metric, [*METRICS, *(f"{name}.{part}" for name in TOTALS for part in _PARTS)])
-        raise ValueError(f"must name a metric; {metric!r} is none; " + (f"nearest: {hint}" if hint else _allowed()))
+        raise ValueError(
+            f"must name a metric; {metric!r} is none; " + (f"nearest: {hint}" if hint else _allowed())
+        )
     for name in names:
         if name not in _PARTS:
-            raise ValueError(f"must end in {', '.join('.' + part for part in _PARTS)} if anything, not in .{name}")
+            raise ValueError(
+                f"must end in {', '.join('.' + part for part in _PARTS)} if anything, not in .{name}"
+            )
     end, extreme = _only(names, _ENDS), _only(names, _EXTREMES)
     of, by = (match[key] and match[key].strip() for key in ("of", "by"))
     by = "group" if by in _GROUPS else by
@@ -154,7 +160,9 @@ def _check_parts(gate: Gate) -> None:
     if gate.metric not in PER_CLASS and gate.of is not None:
         raise ValueError(f"must not name a class: {gate.metric} is of the whole split")
     if bool(gate.by) != bool(gate.extreme):
-        raise ValueError("must have .min or .max with slices, and only there, as in 'slice(drive).mean_iou.min'")
+        raise ValueError(
+            "must have .min or .max with slices, and only there, as in 'slice(drive).mean_iou.min'"
+        )
     if gate.by and gate.metric not in SLICED:
         raise ValueError(f"must not have slice(): slices have {', '.join(SLICED)}, not {gate.metric}")
     parts = (gate.end and f".{gate.end}", gate.by and "slice()", gate.baseline and "drop_vs")

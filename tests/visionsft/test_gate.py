@@ -67,7 +67,10 @@ def test_gates_are_understood(text: str, gate: Gate) -> None:
         ("mean_iou.min >= 0.5", "must have .min or .max with slices"),
         ("iou[a].lower drop_vs runs/a <= 0.1", "must not combine .lower and drop_vs"),
         ("slice(drive).ece.max <= 0.1", "must not have slice()"),
-        ("slice(drive).f1[car].max <= 0.1", "slices have mean_iou, pixel_accuracy, mean_recall, iou, recall, not f1"),
+        (
+            "slice(drive).f1[car].max <= 0.1",
+            "slices have mean_iou, pixel_accuracy, mean_recall, iou, recall, not f1",
+        ),
         ("throughput.mpx_s drop_vs runs/a <= 0.1", "must not have drop_vs"),
         ("[car] >= 0.5", "must name a metric before its comparison"),
         ("", "must be a value"),
@@ -119,7 +122,11 @@ def test_nonsense_is_never_taken_for_a_gate(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "passing", "failing"),
-    [("ece >= 0.5", (0.5, 0.6), (0.4,)), ("ece <= 0.5", (0.5, 0.4), (0.6,)), ("ece > 0.5", (0.6,), (0.5, 0.4))],
+    [
+        ("ece >= 0.5", (0.5, 0.6), (0.4,)),
+        ("ece <= 0.5", (0.5, 0.4), (0.6,)),
+        ("ece > 0.5", (0.6,), (0.5, 0.4)),
+    ],
 )
 def test_limits(text: str, passing: tuple[float, ...], failing: tuple[float, ...]) -> None:
     gate = parse(text)

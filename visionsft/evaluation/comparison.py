@@ -111,7 +111,8 @@ class Pair:
         for part, keys in self.setup.items():
             lines.append(f"{part}: {f'{len(keys)} differ' if keys else 'the same'}")
             lines += [
-                f"  {key}: {_or_unset(one)} in A, {_or_unset(other)} in B" for key, (one, other) in keys.items()
+                f"  {key}: {_or_unset(one)} in A, {_or_unset(other)} in B"
+                for key, (one, other) in keys.items()
             ]
         return lines
 

@@ -85,7 +85,9 @@ def _subtract(first: Scores, second: Scores) -> Scores:
     return {metric: second[metric] - first[metric] for metric in first}
 
 
-def _ends(drawn: Scores, found: Scores, *, truth: NDArray[np.int64]) -> dict[str, tuple[NDArray[np.float64], ...]]:
+def _ends(
+    drawn: Scores, found: Scores, *, truth: NDArray[np.int64]
+) -> dict[str, tuple[NDArray[np.float64], ...]]:
     """Intervals of the differences; nan with too few groups. truth: (G, K) pixels."""
     ends = {}
     for metric, values in found.items():
@@ -110,7 +112,9 @@ def permutation_test(first: NDArray[np.int64], second: NDArray[np.int64]) -> Sco
             below = np.abs(chance[metric]) < np.abs(values) - _TIE  # False for nan
             extreme[metric] += (~below).sum(axis=0)
         count += len(exchanged)
-    return {metric: np.where(np.isnan(found[metric]), np.nan, hits / count) for metric, hits in extreme.items()}
+    return {
+        metric: np.where(np.isnan(found[metric]), np.nan, hits / count) for metric, hits in extreme.items()
+    }
 
 
 def _exchanges(groups: int) -> Iterator[NDArray[np.float64]]:

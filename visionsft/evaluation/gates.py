@@ -46,6 +46,8 @@ class Judgement:
 
     run: str
     split: str
+    warning: str | None
+    """What speaks against taking the numbers for evidence."""
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -56,7 +58,8 @@ class Judgement:
     def as_dict(self) -> dict[str, Any]:
         """The content of gates.json."""
         gates = [asdict(verdict) for verdict in self.verdicts]
-        return {"run": self.run, "split": self.split, "passed": self.passed, "gates": gates}
+        facts = {"run": self.run, "split": self.split, "warning": self.warning}
+        return {**facts, "passed": self.passed, "gates": gates}
 
     def table(self) -> str:
         """What the command line prints: a line a gate."""
@@ -67,13 +70,17 @@ class Judgement:
             f"  {'pass' if each.passed else 'FAIL'}  {each.expression:{width}}  {_describe(each)}"
             for each in self.verdicts
         ]
-        return "\n".join([head, *lines])
+        warning = [f"!! {self.warning}"] if self.warning else []
+        return "\n".join([*warning, head, *lines])
 
     def junit(self) -> str:
         """JUnit XML: a test case a gate, so that CI shows them as tests."""
         failures = sum(not verdict.passed for verdict in self.verdicts)
         suite = ElementTree.Element(
-            "testsuite", name=f"{self.run} {self.split}", tests=str(len(self.verdicts)), failures=str(failures)
+            "testsuite",
+            name=f"{self.run} {self.split}",
+            tests=str(len(self.verdicts)),
+            failures=str(failures),
         )
         for verdict in self.verdicts:
             case = ElementTree.SubElement(suite, "testcase", classname=self.run, name=verdict.expression)
@@ -82,7 +89,7 @@ class Judgement:
         suites = ElementTree.Element("testsuites")
         suites.append(suite)
         ElementTree.indent(suites)
-        return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+        return ElementTree.tostring(suites, encoding="unicode") + "\n"
 
 
 def judge(run: Run | str | Path, gates: Sequence[Gate], *, split: str = "test") -> Judgement:
@@ -90,7 +97,8 @@ def judge(run: Run | str | Path, gates: Sequence[Gate], *, split: str = "test") 
     run = run if isinstance(run, Run) else Run.open(run)
     scores = run.scores(split)
     values = look_up(scores)
-    judgement = Judgement(run.name, split, tuple(_judge(gate, values, scores, run) for gate in gates))
+    verdicts = tuple(_judge(gate, values, scores, run) for gate in gates)
+    judgement = Judgement(run.name, split, scores.get("warning"), verdicts)
     folder = run.evaluation(split)
     write_text(folder / "gates.xml", judgement.junit())
     write_text(folder / "gates.json", json.dumps(judgement.as_dict(), indent=2, ensure_ascii=False) + "\n")
@@ -169,7 +177,9 @@ def _slice_extremes(slices: Sequence[Mapping[str, Any]]) -> dict[str, float | No
         for value, number in _of_slice(each).items():
             if number is not None:
                 found.setdefault(f"slice({each['by']}).{value}", []).append(number)
-    return {f"{value}.{name}": of(numbers) for value, numbers in found.items() for name, of in _EXTREMES.items()}
+    return {
+        f"{value}.{name}": of(numbers) for value, numbers in found.items() for name, of in _EXTREMES.items()
+    }
 
 
 def _of_slice(each: Mapping[str, Any]) -> dict[str, float | None]:
@@ -198,7 +208,9 @@ def _reason(gate: Gate, scores: Mapping[str, Any]) -> str:
     if gate.by:
         return _sliced(gate, scores)
     if _metrics(scores["scores"])[_plain(gate)] is None:
-        where = {"recall": "in truth", "precision": "in the prediction"}.get(gate.metric, "in truth or prediction")
+        where = {"recall": "in truth", "precision": "in the prediction"}.get(
+            gate.metric, "in truth or prediction"
+        )
         return f"not defined: no pixel of '{gate.of}' {where} of split '{scores['split']}'"
     return f"no interval: {_no_interval(gate, scores.get('intervals') or {})}"
 

@@ -144,7 +144,9 @@ def measure_robustness(
         of=of,
         clean=clean,
         conditions=conditions,
-        left_out={f"{case[0].name} {case[0].describe(case[1])}": text for case, text in reasons.items() if text},
+        left_out={
+            f"{case[0].name} {case[0].describe(case[1])}": text for case, text in reasons.items() if text
+        },
     )
     folder = run.evaluation(split)
     write_text(folder / "robustness.txt", result.table() + "\n")
@@ -187,7 +189,5 @@ def _views(batch: Batch, cases: Iterable[Case], bands: Bands) -> Iterator[Tensor
     yield batch["image"]
     samples = list(zip(batch["image"].numpy(), batch["valid"].numpy(), batch["item"], strict=True))
     for corruption, severity in cases:
-        images = [
-            corruption(image, valid, bands, severity, id=item.id) for image, valid, item in samples
-        ]
+        images = [corruption(image, valid, bands, severity, id=item.id) for image, valid, item in samples]
         yield torch.from_numpy(np.stack(images))

@@ -39,7 +39,9 @@ def read_samples(run: Run, split: str, *, unit: Unit = "group") -> Samples:
     try:
         counts = load_counts(path.parent)
     except (OSError, EOFError, BadZipFile) as error:
-        raise RunError(f"{path}: can't be read ({error}); `visionsft evaluate {run.path}` makes it") from error
+        raise RunError(
+            f"{path}: can't be read ({error}); `visionsft evaluate {run.path}` makes it"
+        ) from error
     ids, groups = counts.ids, counts.names(unit)
     order = sorted(range(len(ids)), key=ids.__getitem__)
     return Samples(
@@ -58,13 +60,17 @@ def check_comparable(first: Samples, second: Samples) -> None:
     if first.classes != second.classes:
         raise RunError(f"{runs}: have different classes: {_say_difference(first, second, 'classes')}")
     if first.ids != second.ids:
-        raise RunError(f"{runs}: were not scored on the same samples: {_say_difference(first, second, 'ids')}")
+        raise RunError(
+            f"{runs}: were not scored on the same samples: {_say_difference(first, second, 'ids')}"
+        )
     relabelled = (first.confusions.sum(axis=2) != second.confusions.sum(axis=2)).any(axis=1)
     if relabelled.any():
         names = [first.ids[i] for i in np.flatnonzero(relabelled)]
         raise RunError(f"{runs}: were scored with other labels in {_say_some(names)}")
     if first.groups != second.groups:
-        moved = [id for id, *pair in zip(first.ids, first.groups, second.groups, strict=True) if pair[0] != pair[1]]
+        moved = [
+            id for id, *pair in zip(first.ids, first.groups, second.groups, strict=True) if pair[0] != pair[1]
+        ]
         raise RunError(f"{runs}: group the samples differently, in {_say_some(moved)}")
 
 

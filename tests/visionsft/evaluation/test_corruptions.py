@@ -11,7 +11,9 @@ from datamodules import Normalisation
 from visionsft.evaluation.corruptions import CORRUPTIONS, Bands, Corruption
 
 BY_NAME = {corruption.name: corruption for corruption in CORRUPTIONS}
-RGB = Bands(("red", "green", "blue"), Normalisation((120.0, 110.0, 100.0), (50.0, 40.0, 60.0)), np.dtype(np.uint8))
+RGB = Bands(
+    ("red", "green", "blue"), Normalisation((120.0, 110.0, 100.0), (50.0, 40.0, 60.0)), np.dtype(np.uint8)
+)
 SIX = Bands(tuple("abcdef"), Normalisation((1000.0,) * 6, (300.0,) * 6), np.dtype(np.uint16))
 DECIBEL = Bands(("VV", "VH"), Normalisation((-10.0, -16.0), (4.0, 4.0)), np.dtype(np.float32))
 ALL = [
@@ -55,7 +57,9 @@ def test_all_corruptions(corruption: Corruption, severity: float, bands: Bands) 
 
 
 @pytest.mark.parametrize(("corruption", "severity", "bands"), [case for case in ALL if "jpeg" not in case.id])
-def test_what_was_not_measured_has_no_influence(corruption: Corruption, severity: float, bands: Bands) -> None:
+def test_what_was_not_measured_has_no_influence(
+    corruption: Corruption, severity: float, bands: Bands
+) -> None:
     image, valid = make(bands)
     other = np.where(valid, image, np.float32(7))
     first, second = (corruption(each, valid, bands, severity, id="a.tif") for each in (image, other))
@@ -121,7 +125,9 @@ def test_jpeg_is_that_of_the_colours_in_their_order() -> None:
     valid[:] = True
     raw = np.rint(raw_of(image, bands)).astype(np.uint8)
     found = raw_of(BY_NAME["jpeg"](image, valid, bands, 20, id="a"), bands)
-    _, coded = cv2.imencode(".jpg", np.ascontiguousarray(raw.transpose(1, 2, 0)), [cv2.IMWRITE_JPEG_QUALITY, 20])
+    _, coded = cv2.imencode(
+        ".jpg", np.ascontiguousarray(raw.transpose(1, 2, 0)), [cv2.IMWRITE_JPEG_QUALITY, 20]
+    )
     assert found == pytest.approx(cv2.imdecode(coded, cv2.IMREAD_COLOR).transpose(2, 0, 1), abs=1e-2)
 
 

@@ -35,7 +35,9 @@ def scene(rng: np.random.Generator, count: int, gain: float = 0.0) -> tuple[np.n
 
 def samples(confusions: np.ndarray) -> Samples:
     names = tuple(f"{i:03}" for i in range(len(confusions)))
-    return Samples(Run(Path("runs/x")), names, names, ("a", "b", "c"), confusions, tuple(range(len(confusions))))
+    return Samples(
+        Run(Path("runs/x")), names, names, ("a", "b", "c"), confusions, tuple(range(len(confusions)))
+    )
 
 
 def total(rows: tuple[Difference, ...], metric: str) -> Difference:
@@ -102,5 +104,7 @@ def test_a_class_that_is_nowhere_has_no_difference() -> None:
 
 def test_holm() -> None:
     """The worked example of Holm's procedure: sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, never falling."""
-    assert holm([0.03, 0.01, math.nan, 0.04, 0.02]) == pytest.approx([0.06, 0.04, math.nan, 0.06, 0.06], nan_ok=True)
+    assert holm([0.03, 0.01, math.nan, 0.04, 0.02]) == pytest.approx(
+        [0.06, 0.04, math.nan, 0.06, 0.06], nan_ok=True
+    )
     assert holm([0.7, 0.6]) == [1, 1]

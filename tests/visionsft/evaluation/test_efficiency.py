@@ -15,7 +15,9 @@ def test_operations_and_parameters_are_those_of_the_layer() -> None:
     layer = nn.Conv2d(3, 8, 3, padding=1, bias=False)
     found = measure(layer, torch.no_grad()(layer), torch.zeros(2, 3, 20, 30))
     assert found.parameters == 3 * 8 * 9
-    assert found.gmacs_per_mpx == pytest.approx(3 * 8 * 9 / 1e3)  # a pixel: parameters; 10^6 pixels: 10^6 of them
+    assert found.gmacs_per_mpx == pytest.approx(
+        3 * 8 * 9 / 1e3
+    )  # a pixel: parameters; 10^6 pixels: 10^6 of them
     assert (found.throughput.shape, found.throughput.repeats) == ((2, 3, 20, 30), REPEATS)
     assert "batch of 2 x 3 x 20 x 30" in found.table()
 

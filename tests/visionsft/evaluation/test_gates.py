@@ -130,6 +130,12 @@ def test_a_baseline_on_other_data_fails(run: Run, write_run: WriteRun) -> None:
     assert "1 (a.png) only in" in found.note
 
 
+def test_gates_on_the_training_split_are_marked(write_run: WriteRun) -> None:
+    judgement = judge(write_run("tiny", CONFUSIONS, warning="TRAINING SPLIT"), [parse("mean_iou >= 0")])
+    assert judgement.table().startswith("!! TRAINING SPLIT\n")
+    assert judgement.as_dict()["warning"] == "TRAINING SPLIT"
+
+
 def test_every_metric_of_the_language_is_looked_up(run: Run) -> None:
     names = {name.split("[")[0] for name in look_up(run.scores("test"))}
     assert set(METRICS) <= names

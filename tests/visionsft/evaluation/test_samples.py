@@ -34,9 +34,15 @@ def test_a_damaged_file_is_named(write_run: WriteRun) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"classes": ["road", "cart"]}, r"different classes: 1 \(car\) only in .*first; 1 \(cart\) only in .*second"),
+        (
+            {"classes": ["road", "cart"]},
+            r"different classes: 1 \(car\) only in .*first; 1 \(cart\) only in .*second",
+        ),
         ({"classes": ["car", "road"]}, "different classes: the same ones in another order"),
-        ({"ids": ["0000.png", "0001.png", "x.png"]}, r"same samples: 1 \(0002.png\) only in .*; 1 \(x.png\) only in"),
+        (
+            {"ids": ["0000.png", "0001.png", "x.png"]},
+            r"same samples: 1 \(0002.png\) only in .*; 1 \(x.png\) only in",
+        ),
         ({"groups": ["drive0", "drive1", "drive0"]}, r"group the samples differently, in 1 \(0002.png\)"),
         ({"confusions": CONFUSIONS + 1}, r"other labels in 3 \(0000.png, 0001.png, 0002.png\)"),
     ],
