@@ -38,6 +38,10 @@ gates:
         ),
         ("ece<=.05", Gate("ece", "<=", 0.05)),
         ("throughput.mpx_s > 1", Gate("throughput.mpx_s", ">", 1.0)),
+        (
+            "iou[water].upper drop_vs runs/a <= 0.02",
+            Gate("iou", "<=", 0.02, of="water", end="upper", baseline="runs/a"),
+        ),
         ("  parameters<5e6 ", Gate("parameters", "<", 5e6)),
         ("f1[a ]b >= 0.1].upper >= 0.2", Gate("f1", ">=", 0.2, of="a ]b >= 0.1", end="upper")),
         ("mean_iou drop_vs my runs/a b < -0.1", Gate("mean_iou", "<", -0.1, baseline="my runs/a b")),
@@ -65,7 +69,9 @@ def test_gates_are_understood(text: str, gate: Gate) -> None:
         ("recall[car].lower.upper >= 0.5", "one of .lower, .upper at most"),
         ("slice(drive).mean_iou >= 0.5", "must have .min or .max with slices"),
         ("mean_iou.min >= 0.5", "must have .min or .max with slices"),
-        ("iou[a].lower drop_vs runs/a <= 0.1", "must not combine .lower and drop_vs"),
+        ("slice(drive).mean_iou.lower.min >= 0.1", "must not combine slice() with"),
+        ("slice(drive).mean_iou.min drop_vs runs/a >= 0.1", "must not combine slice() with"),
+        ("ece.lower <= 0.1", "must not have .lower: ece is one number"),
         ("slice(drive).ece.max <= 0.1", "must not have slice()"),
         (
             "slice(drive).f1[car].max <= 0.1",
@@ -100,7 +106,8 @@ def gates(draw: st.DrawFn) -> Gate:
         by = draw(st.sampled_from(["group", "object size", r"name:(\d)\."]))
         extreme = draw(st.sampled_from(["min", "max"]))
         return Gate(metric, comparison, limit, of, by=by, extreme=extreme)
-    return Gate(metric, comparison, limit, of, baseline="runs/base line" if kind else None)
+    end = draw(st.sampled_from([None, "lower", "upper"])) if kind else None
+    return Gate(metric, comparison, limit, of, end=end, baseline="runs/base line" if kind else None)
 
 
 @given(gates())

@@ -1,5 +1,6 @@
 """Evaluation: metrics, the judged result of a run, and its pictures."""
 
+from visionsft.evaluation.comparison import Pair, compare
 from visionsft.evaluation.counts import Counts, load_counts
 from visionsft.evaluation.evaluating import Evaluation, evaluate
 from visionsft.evaluation.gates import Judgement, Verdict, judge
@@ -13,6 +14,7 @@ from visionsft.evaluation.pictures import (
     error_map,
     overlay,
 )
+from visionsft.evaluation.robustness import Robustness, measure_robustness
 from visionsft.evaluation.slices import Metadata, Slices, slice_counts
 
 __all__ = [
@@ -21,10 +23,13 @@ __all__ = [
     "Example",
     "Judgement",
     "Metadata",
+    "Pair",
+    "Robustness",
     "SegmentationIntervals",
     "Slices",
     "Verdict",
     "colourise",
+    "compare",
     "confusion_figure",
     "contact_sheet",
     "display",
@@ -32,6 +37,7 @@ __all__ = [
     "evaluate",
     "judge",
     "load_counts",
+    "measure_robustness",
     "overlay",
     "segmentation_intervals",
     "slice_counts",

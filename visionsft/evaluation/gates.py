@@ -15,6 +15,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from visionsft.errors import RunError
+from visionsft.evaluation.differences import differences
 from visionsft.evaluation.samples import check_comparable, read_samples
 from visionsft.files import write_text
 from visionsft.gate import CALIBRATION, EFFICIENCY, PER_CLASS, TOTALS, Gate
@@ -115,28 +116,32 @@ def _judge(gate: Gate, values: Values, scores: Mapping[str, Any], run: Run) -> V
 
 def _value_of(gate: Gate, values: Values, scores: Mapping[str, Any], run: Run) -> tuple[float | None, str]:
     """The value that the gate limits, and a note; None with the reason."""
+    if gate.baseline:
+        return _drop(gate, scores["split"], run)
     value = values.get(gate.value)
     if value is None or not math.isfinite(value):
         return None, _reason(gate, scores)
-    if gate.baseline:
-        return _drop(gate, value, scores["split"], run)
-    if gate.by:
-        return value, _sliced(gate, scores)
-    return value, ""
+    return value, _sliced(gate, scores) if gate.by else ""
 
 
-def _drop(gate: Gate, value: float, split: str, run: Run) -> tuple[float | None, str]:
-    """The baseline's value minus this run's, if both are of the same test data."""
+def _drop(gate: Gate, split: str, run: Run) -> tuple[float | None, str]:
+    """The baseline's value minus this run's, or an end of its interval, if both are of the same test data."""
     baseline = Run.open(str(gate.baseline))
     try:
-        scores = baseline.scores(split)
-        check_comparable(read_samples(baseline, split), read_samples(run, split))
+        first, second = (read_samples(each, split) for each in (baseline, run))
+        check_comparable(first, second)
     except RunError as error:
         return None, str(error)
-    before = look_up(scores).get(gate.value)
-    if before is None:
-        return None, f"{baseline.path}: {_reason(gate, scores)}"
-    return before - value, f"{before:.4f} in {baseline.path}, {value:.4f} here"
+    rows = differences(first, second)
+    row = next(row for row in rows if (row.metric, row.of) == (gate.metric, gate.of))
+    if math.isnan(row.difference):
+        return None, f"not defined in {baseline.path} or here: no pixel of '{gate.of}'"
+    note = f"{row.first:.4f} in {baseline.path}, {row.second:.4f} here"
+    if gate.end is None:
+        return -row.difference, note
+    if row.ends is None:
+        return None, f"no interval of the drop: too few groups with pixels of it ({note})"
+    return -row.ends[gate.end == "lower"], f"drop {-row.difference:.4f}: {note}"
 
 
 # ---------------------------------------------------------------------------------------- values

@@ -123,6 +123,29 @@ def test_a_drop_against_a_baseline(run: Run, write_run: WriteRun) -> None:
     assert verdict(run, f"recall[road] drop_vs {run.path} <= 0").passed
 
 
+def test_an_end_of_the_drops_interval(write_run: WriteRun) -> None:
+    """That a model is surely not much worse: groups of the same drop give a tight interval around it."""
+    errors = np.arange(8)[:, None, None] % 2 * np.array([[-2, 2], [0, 0]])
+    before = np.repeat(CONFUSIONS, 4, axis=0)
+    run, baseline = (write_run(name, matrix) for name, matrix in (("new", before + errors), ("old", before)))
+    drop = verdict(run, f"recall[road] drop_vs {baseline.path} <= 0.02")
+    low, high = (
+        verdict(run, f"recall[road].{end} drop_vs {baseline.path} <= 0.05") for end in ("lower", "upper")
+    )
+    assert drop.value == pytest.approx(0.01)
+    assert low.value is not None
+    assert high.value is not None
+    assert -0.01 < low.value < 0.01 < high.value < 0.03
+    assert low.value + high.value == pytest.approx(0.02)
+    assert "drop 0.0100" in high.note
+
+
+def test_a_drop_without_an_interval_fails(run: Run) -> None:
+    found = verdict(run, f"mean_iou.upper drop_vs {run.path} <= 1")
+    assert not found.passed
+    assert "no interval of the drop: too few groups" in found.note
+
+
 def test_a_baseline_on_other_data_fails(run: Run, write_run: WriteRun) -> None:
     other = write_run("other", CONFUSIONS, ids=["a.png", "0001.png"])
     found = verdict(run, f"mean_iou drop_vs {other.path} <= 1")
