@@ -1,7 +1,7 @@
 """Slices: the parts of a split on which a model does worst, by anything that is known of its samples.
 
 A slice is all samples with one value: of their group (scene or drive), of a regular expression's match in
-their id, of a column of a metadata file, or of their brightness in quarters. Whoever looks at many slices
+their name, of a column of a metadata file, or of their brightness in quarters. Whoever looks at many slices
 finds a bad one by chance: their intervals are widened (Bonferroni) so that all hold at once.
 """
 
@@ -43,6 +43,8 @@ QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quarte
 """Of a number."""
 
 UNKNOWN = "unknown"
+"""Value of samples that have none."""
+
 BRIGHTNESS = "brightness"
 _PATTERN = "name:"
 _EXAMPLES = 3
@@ -176,17 +178,20 @@ def _unknown(kind: str, metadata: Metadata | None) -> str:
 
 
 def _matches(pattern: str, items: Sequence[Item]) -> list[str]:
-    """The first group of a regular expression in the file's name (else in its id), or the whole match."""
+    """What a regular expression finds in the files' names, or else in the ids: its first group, if it has one."""
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise DataError(f"slice by name: {pattern!r} is no regular expression: {error}") from None
-    found = [expression.search(Path(item.image).name) or expression.search(item.id) for item in items]
+    found = [expression.search(Path(item.image).name) for item in items]
+    if not any(found):
+        found = [expression.search(item.id) for item in items]
     if not any(found):
         raise DataError(
             f"slice by name: {pattern!r} matches none of {len(items)} names, e.g. {items[0].id!r}"
         )
-    return ["(no match)" if each is None else str(each[min(1, expression.groups)]) for each in found]
+    part = min(1, expression.groups)
+    return [UNKNOWN if match is None or match[part] is None else match[part] for match in found]
 
 
 def _binned(values: list[str]) -> list[str]:

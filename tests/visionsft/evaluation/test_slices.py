@@ -114,6 +114,15 @@ def test_what_metadata_leaves_open_is_unknown(tmp_path: Path) -> None:
     assert label("hour", items, table)[1:4] == ["unknown", "unknown", "lowest quarter (3 to 14)"]
 
 
+def test_a_name_is_sliced_by_the_first_group_or_the_whole_match_in_file_name_or_id() -> None:
+    items = [Item(id=f"{site}/{name}", group=name, image=f"/root/{site}/{name}")
+             for site, name in (("north", "a1.png"), ("north", "b.png"), ("south", "b2.png"))]  # fmt: skip
+    assert label(r"name:^([ab])\d?", items, None) == ["a", "b", "b"]
+    assert label(r"name:\d", items, None) == ["1", "unknown", "2"]
+    assert label(r"name:^[ab](\d)?", items, None) == ["1", "unknown", "2"]
+    assert label("name:^(north|south)/", items, None) == ["north", "north", "south"]
+
+
 def test_a_window_has_its_scenes_metadata(tmp_path: Path) -> None:
     items = [
         Item(id=f"a/scene.tif@0,{col}", group="a/scene.tif", image="/data/a/scene.tif") for col in (0, 512)
