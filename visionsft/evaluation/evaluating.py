@@ -40,7 +40,7 @@ from visionsft.evaluation.metrics import (
     summarise,
 )
 from visionsft.evaluation.pictures import Example, confusion_figure, contact_sheet, display
-from visionsft.evaluation.slices import Metadata, Slices, check_kinds, default_kinds, slice_counts
+from visionsft.evaluation.slices import Metadata, Slices, choose_kinds, slice_counts
 from visionsft.files import atomic_path, write_text
 from visionsft.models.views import average_views
 from visionsft.runs import Checkpoint, Run, describe_environment
@@ -137,9 +137,9 @@ def evaluate(
 ) -> Evaluation:
     """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
 
-    group_by: what is resampled for the intervals. slice_by: "group", "brightness", "name:REGEX" or a column of
-    the CSV file `metadata`; by default all its columns, without it the groups where these are 2 to 50. efficiency:
-    also measure what the model costs on this machine, in a few passes over a batch.
+    group_by: what is resampled for the intervals. slice_by: "group", "brightness", "name:REGEX" or columns of
+    the CSV file `metadata` (all, unless some are given); with neither, the groups where these are 2 to 50.
+    efficiency: also measure what the model costs on this machine, in a few passes over a batch.
     """
     from visionsft.training.loading import load_run  # its modules use this package's metrics
 
@@ -148,8 +148,7 @@ def evaluate(
     loaded.data.setup("test")
     check_split(loaded.data, split)
     table = None if metadata is None else Metadata.read(metadata)
-    kinds = slice_by or default_kinds(loaded.data.items[split], table)
-    check_kinds(kinds, loaded.data.items[split], table)
+    kinds = choose_kinds(slice_by, loaded.data.items[split], table)
     loader = loaded.data.evaluation_loader(split)
     names = loaded.data.classes.names
     counts = count(loaded, progress(loader, f"evaluating {split}"), num_classes=len(names))

@@ -38,8 +38,8 @@ Unit = Literal["group", "image"]
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0
 
 FEW_GROUPS = 5
-"""Fewest groups for an interval. With five, a simulated interval of mean IoU covers 95 % and is about 0.3 wide;
-with three it spans half of 0..1, with two all of it: that isn't evidence, and reads as if it were."""
+"""Fewest groups for an interval. In the simulation one of mean IoU is 0.2-0.3 wide with five groups (and covers
+95-96 %), with three it spans half of 0..1, which is no evidence and reads as if it were."""
 
 FEW_EFFECTIVE = 2.0
 """Fewest effective groups: below, one group holds most of the pixels, and there is no spread to measure."""

@@ -1,7 +1,7 @@
 """Slices: the parts of a split on which a model does worst, by anything that is known of its samples.
 
 A slice is all samples with one value: of their group (scene or drive), of a regular expression's match in
-their id, of a column of a metadata file, or of their brightness in quarters. Whoever looks at many slices
+their name, of a column of a metadata file, or of their brightness in quarters. Whoever looks at many slices
 finds a bad one by chance: their intervals are widened (Bonferroni) so that all hold at once.
 """
 
@@ -42,6 +42,9 @@ MOST = 50
 QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
 """Of a number."""
 
+UNKNOWN = "unknown"
+"""Value of samples that have none."""
+
 BRIGHTNESS = "brightness"
 _PATTERN = "name:"
 _EXAMPLES = 3
@@ -78,6 +81,8 @@ class Metadata:
         for number, row in enumerate(rows, start=2):
             if len(row) != len(header):
                 raise DataError(f"{path}: row {number} has {len(row)} fields, the header {len(header)}")
+            if not row[0]:
+                raise DataError(f"{path}: row {number} names no sample (its first column is empty)")
         twice = [key for key, count in Counter(row[0] for row in rows).items() if count > 1]
         if twice:
             raise DataError(f"{path}: {len(twice)} samples have several rows, e.g. {twice[0]!r}")
@@ -86,28 +91,33 @@ class Metadata:
     def column(self, name: str, items: Sequence[Item]) -> list[str]:
         """The values of one column for N samples; every sample must have its row."""
         index = self.columns.index(name)
-        rows = self.match(items)
-        return [row[index] for row in rows]
+        return [self.rows[key][index] for key in self.match(items)]
 
-    def match(self, items: Sequence[Item]) -> list[tuple[str, ...]]:
+    def match(self, items: Sequence[Item]) -> list[str]:
         """The samples' rows, found by id, path, file name or file name without suffix."""
-        found = [next((key for key in _keys(item) if key in self.rows), None) for item in items]
-        missing = [item.id for item, key in zip(items, found, strict=True) if key is None]
+        found = [next((key for key in _keys(item) if key in self.rows), "") for item in items]
+        missing = [item.id for item, key in zip(items, found, strict=True) if key not in self.rows]
         if missing:
             examples = "; ".join(self._missing(id) for id in missing[:_EXAMPLES])
             raise DataError(
                 f"{self.path}: {len(missing)} of {len(items)} samples have no row, e.g. {examples}. "
-                f"The first column holds a sample's id, file name or file name without suffix"
+                "The first column holds a sample's id, file name or file name without suffix"
             )
         images: dict[str, set[str]] = {}
         for item, key in zip(items, found, strict=True):
-            images.setdefault(str(key), set()).add(item.image)
+            images.setdefault(key, set()).add(item.image)
         for key, paths in images.items():
             if len(paths) > 1:
-                raise DataError(
-                    f"{self.path}: row {key!r} could mean {' or '.join(sorted(paths)[:2])}: use their ids"
-                )
-        return [self.rows[str(key)] for key in found]
+                both = " or ".join(sorted(paths)[:2])
+                raise DataError(f"{self.path}: row {key!r} could mean {both}: use their ids")
+        return found
+
+    def unused(self, items: Sequence[Item]) -> str | None:
+        """Which rows are of none of these samples: of other splits, or mistyped."""
+        rest = sorted(set(self.rows) - set(self.match(items)))
+        return (
+            f"{len(rest)} rows of {self.path.name} are of no sample here, e.g. {rest[0]!r}" if rest else None
+        )
 
     def _missing(self, id: str) -> str:
         hint = nearest(id, self.rows) or nearest(Path(id).stem, self.rows)
@@ -123,18 +133,19 @@ def _keys(item: Item) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------------------------- labelling
 
 
-def default_kinds(items: Sequence[Item], metadata: Metadata | None) -> tuple[str, ...]:
-    """What a split is sliced by when nobody says: all metadata, or its groups, where they are some and not too many."""
-    if metadata is not None:
-        return metadata.columns
-    return ("group",) if 2 <= len({item.group for item in items}) <= MOST else ()
+def choose_kinds(given: Sequence[str], items: Sequence[Item], metadata: Metadata | None) -> tuple[str, ...]:
+    """What a split is sliced by: what is given, and all metadata unless some of its columns are given.
 
-
-def check_kinds(kinds: Sequence[str], items: Sequence[Item], metadata: Metadata | None) -> None:
-    """Raise a DataError for what can't be sliced by, before anything is computed."""
+    Nothing given: its groups, where they are some and not too many. Raises a DataError for what can't be sliced
+    by, before anything is computed.
+    """
+    columns = () if metadata is None or set(given) & set(metadata.columns) else metadata.columns
+    kinds = tuple(dict.fromkeys((*given, *columns)))
     for kind in kinds:
         if kind != BRIGHTNESS:  # known after the images were read
             label(kind, items, metadata)
+    few = 2 <= len({item.group for item in items}) <= MOST
+    return kinds or (("group",) if few else ())
 
 
 def label(kind: str, items: Sequence[Item], metadata: Metadata | None) -> list[str]:
@@ -150,7 +161,7 @@ def label(kind: str, items: Sequence[Item], metadata: Metadata | None) -> list[s
     if len(set(values)) > MOST:
         raise DataError(
             f"slice by {kind}: {len(set(values))} different values in {len(items)} samples, "
-            f"e.g. {values[0]!r}; at most {MOST}"
+            f"e.g. {values[0]!r}; at most {MOST} (--slice-by names what to slice by)"
         )
     return values
 
@@ -167,30 +178,35 @@ def _unknown(kind: str, metadata: Metadata | None) -> str:
 
 
 def _matches(pattern: str, items: Sequence[Item]) -> list[str]:
-    """The first group of a regular expression in the file's name (else in its id), or the whole match."""
+    """What a regular expression finds in the files' names, or else in the ids: its first group, if it has one."""
     try:
         expression = re.compile(pattern)
     except re.error as error:
         raise DataError(f"slice by name: {pattern!r} is no regular expression: {error}") from None
-    found = [expression.search(Path(item.image).name) or expression.search(item.id) for item in items]
+    found = [expression.search(Path(item.image).name) for item in items]
+    if not any(found):
+        found = [expression.search(item.id) for item in items]
     if not any(found):
         raise DataError(
             f"slice by name: {pattern!r} matches none of {len(items)} names, e.g. {items[0].id!r}"
         )
-    return ["(no match)" if each is None else str(each[min(1, expression.groups)]) for each in found]
+    part = min(1, expression.groups)
+    return [UNKNOWN if match is None or match[part] is None else match[part] for match in found]
 
 
 def _binned(values: list[str]) -> list[str]:
     """A column as it is; one of many different numbers in quarters."""
     try:
-        numbers = np.array([float(value) for value in values])
+        numbers = np.array([float(value or "nan") for value in values])
     except ValueError:
-        return values
-    return values if len(set(values)) <= len(QUARTERS) * 2 else quarters(numbers)
+        numbers = np.array([])
+    if len(numbers) and len(set(values)) > 2 * len(QUARTERS):
+        return quarters(numbers)
+    return [value or UNKNOWN for value in values]
 
 
 def quarters(numbers: NDArray[np.float64]) -> list[str]:
-    """In which quarter of all samples each number lies, with the quarter's range; nan is "unknown"."""
+    """In which quarter of all samples each number lies, with the quarter's range; nan is `UNKNOWN`."""
     known = numbers[~np.isnan(numbers)]
     edges = np.quantile(known, (0.25, 0.5, 0.75)) if len(known) else np.zeros(3)
     index = np.searchsorted(edges, numbers, side="left")
@@ -198,7 +214,7 @@ def quarters(numbers: NDArray[np.float64]) -> list[str]:
     for k, name in enumerate(QUARTERS):
         inside = numbers[(index == k) & ~np.isnan(numbers)]
         names.append(f"{name} ({inside.min():.4g} to {inside.max():.4g})" if len(inside) else name)
-    return ["unknown" if math.isnan(number) else names[k] for number, k in zip(numbers, index, strict=True)]
+    return [UNKNOWN if math.isnan(number) else names[k] for number, k in zip(numbers, index, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------ slicing
@@ -247,14 +263,17 @@ class Slices:
     """At which all intervals hold together."""
     each: float
     """At which each one is laid."""
+    unused: str | None
+    """Which rows of the metadata are of no sample."""
 
     @property
     def note(self) -> str:
         """What many looks mean for each."""
-        return (
+        note = (
             f"{len(self.rows)} slices were looked at: each interval is widened to {self.each:.2%} (Bonferroni), so "
             f"that all hold at once with {self.level:.0%}; mean IoU is over the classes that occur in the slice"
         )
+        return f"{note}; {self.unused}" if self.unused else note
 
     def table(self) -> str:
         """A text table, the worst slice first."""
@@ -304,7 +323,8 @@ def slice_counts(
         for kind, value, index in chosen
     ]
     order = np.argsort([row.scores.mean_iou for row in rows], kind="stable")  # nan comes last
-    return Slices(tuple(rows[i] for i in order), level, each) if rows else None
+    unused = metadata.unused(counts.items) if metadata else None
+    return Slices(tuple(rows[i] for i in order), level, each, unused) if rows else None
 
 
 def _label(kind: str, counts: Counts, metadata: Metadata | None) -> list[str]:

@@ -14,7 +14,7 @@ from datamodules.batch import Item
 from visionsft.evaluation.counts import Counts
 from visionsft.evaluation.intervals import segmentation_intervals
 from visionsft.evaluation.metrics import summarise
-from visionsft.evaluation.slices import Metadata, check_kinds, default_kinds, label, slice_counts
+from visionsft.evaluation.slices import Metadata, choose_kinds, label, slice_counts
 
 CLASSES = ("road", "car")
 
@@ -95,7 +95,32 @@ def test_metadata_names_samples_by_id_file_or_stem(tmp_path: Path) -> None:
         "lowest quarter (0 to 11)", "second quarter (12 to 23)", "third quarter (24 to 35)",
         "highest quarter (36 to 47)",
     ]  # fmt: skip
-    assert default_kinds(counts.items, table) == ("weather", "hour")
+    assert choose_kinds([], counts.items, table) == ("weather", "hour")
+    assert choose_kinds(["group"], counts.items, table) == ("group", "weather", "hour")
+    assert choose_kinds(["hour", "hour", "group"], counts.items, table) == ("hour", "group")
+    slices = slice_counts(counts, ["weather"], metadata=table)
+    assert slices is not None
+    assert slices.note.endswith("1 rows of meta.csv are of no sample here, e.g. 'other'")
+
+
+def test_what_metadata_leaves_open_is_unknown(tmp_path: Path) -> None:
+    items = make_counts().items
+    rows = [
+        [Path(item.image).name, "" if i < 3 else "sun", "" if i < 3 else str(i)]
+        for i, item in enumerate(items)
+    ]
+    table = Metadata.read(write_csv(tmp_path / "meta.csv", [["frame", "weather", "hour"], *rows]))
+    assert label("weather", items, table)[:4] == ["unknown", "unknown", "unknown", "sun"]
+    assert label("hour", items, table)[1:4] == ["unknown", "unknown", "lowest quarter (3 to 14)"]
+
+
+def test_a_name_is_sliced_by_the_first_group_or_the_whole_match_in_file_name_or_id() -> None:
+    items = [Item(id=f"{site}/{name}", group=name, image=f"/root/{site}/{name}")
+             for site, name in (("north", "a1.png"), ("north", "b.png"), ("south", "b2.png"))]  # fmt: skip
+    assert label(r"name:^([ab])\d?", items, None) == ["a", "b", "b"]
+    assert label(r"name:\d", items, None) == ["1", "unknown", "2"]
+    assert label(r"name:^[ab](\d)?", items, None) == ["1", "unknown", "2"]
+    assert label("name:^(north|south)/", items, None) == ["north", "north", "south"]
 
 
 def test_a_window_has_its_scenes_metadata(tmp_path: Path) -> None:
@@ -113,7 +138,7 @@ def test_metadata_that_does_not_fit_is_refused_with_the_nearest_row(tmp_path: Pa
     with pytest.raises(
         DataError, match=r"48 of 48 samples have no row, e\.g\. .*'images/d0_000.png' \(nearest row: 'd"
     ):
-        check_kinds(["weather"], items, table)
+        choose_kinds([], items, table)
     twins = [Item(id=f"{side}/1.png", group="a", image=f"/{side}/1.png") for side in ("left", "right")]
     table = Metadata.read(write_csv(tmp_path / "meta.csv", [["frame", "weather"], ["1.png", "sun"]]))
     with pytest.raises(DataError, match=r"row '1.png' could mean /left/1.png or /right/1.png"):
@@ -126,6 +151,7 @@ def test_metadata_that_does_not_fit_is_refused_with_the_nearest_row(tmp_path: Pa
         ([["frame", "weather"]], "needs a header line, rows below it"),
         ([["frame"], ["1"]], "a column beside the sample's name"),
         ([["frame", "weather"], ["1", "sun"], ["2"]], "row 3 has 1 fields, the header 2"),
+        ([["frame", "weather"], ["1", "sun"], ["", "rain"]], "row 3 names no sample"),
         ([["frame", "weather"], ["1", "sun"], ["1", "rain"]], "1 samples have several rows, e.g. '1'"),
     ],
 )
@@ -147,16 +173,16 @@ def test_a_metadata_file_that_is_none_is_refused(tmp_path: Path, rows: list[list
 def test_what_cannot_be_sliced_by_is_refused(tmp_path: Path, kind: str, said: str) -> None:
     counts = make_counts()
     with pytest.raises(DataError, match=said):
-        check_kinds(["brightness", kind], counts.items, metadata(tmp_path, counts))
+        choose_kinds(["brightness", kind], counts.items, metadata(tmp_path, counts))
 
 
 def test_too_many_slices_are_no_summary() -> None:
     counts = make_counts(60, drives=60)
-    assert default_kinds(counts.items, None) == ()
+    assert choose_kinds([], counts.items, None) == ()
     with pytest.raises(DataError, match=r"60 different values in 60 samples, .*; at most 50"):
         slice_counts(counts, ["group"])
-    assert default_kinds(make_counts(drives=1).items, None) == ()
-    assert default_kinds(make_counts(drives=2).items, None) == ("group",)
+    assert choose_kinds([], make_counts(drives=1).items, None) == ()
+    assert choose_kinds([], make_counts(drives=2).items, None) == ("group",)
 
 
 def test_a_slice_without_labels_comes_last_and_is_null(tmp_path: Path) -> None:
