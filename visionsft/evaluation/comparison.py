@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -275,4 +276,4 @@ def _write(pairs: Sequence[Pair], folder: Path) -> None:
 
 def table(pairs: Sequence[Pair]) -> str:
     """All pairs, and what the numbers mean."""
-    return "\n\n".join([*(pair.table() for pair in pairs), METHOD])
+    return "\n\n".join([*(pair.table() for pair in pairs), textwrap.fill(METHOD, 100)])
