@@ -12,6 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,7 +31,7 @@ class Bands:
 
     names: tuple[str, ...]
     normalisation: Normalisation
-    dtype: np.dtype[np.generic]
+    dtype: np.dtype[Any]
     """Of the files."""
 
     @property
@@ -86,14 +87,14 @@ def _coarsen(raw: Raw, valid: Valid, bands: Bands, severity: float, rng: np.rand
     height, width = valid.shape
     size = (max(1, round(width / severity)), max(1, round(height / severity)))
 
-    def resize(band: Raw) -> Raw:
+    def resize(band: Raw) -> Any:
         coarse = cv2.resize(band, size, interpolation=cv2.INTER_AREA)
         return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
 
     return _over_valid(raw, valid, resize)
 
 
-def _over_valid(raw: Raw, valid: Valid, average: Callable[[Raw], Raw]) -> Raw:
+def _over_valid(raw: Raw, valid: Valid, average: Callable[[Raw], Any]) -> Raw:
     """A weighted mean of neighbours, band by band, in which invalid pixels have no weight."""
     weight = average(valid.astype(np.float32))
     sums = np.stack([average(np.where(valid, band, 0)) for band in raw])
@@ -122,7 +123,7 @@ def _add_noise(raw: Raw, valid: Valid, bands: Bands, severity: float, rng: np.ra
 
 
 def _shift(raw: Raw, valid: Valid, bands: Bands, severity: float, rng: np.random.Generator) -> Raw:
-    return raw + severity * bands.std * rng.choice(np.float32([-1, 1]), (len(raw), 1, 1))
+    return raw + severity * bands.std * rng.choice(np.array([-1, 1], np.float32), (len(raw), 1, 1))
 
 
 def _drop_bands(raw: Raw, valid: Valid, bands: Bands, severity: float, rng: np.random.Generator) -> Raw:
@@ -140,8 +141,10 @@ def _compress(raw: Raw, valid: Valid, bands: Bands, severity: float, rng: np.ran
     order = display_bands(bands.names)[::-1]  # OpenCV wants blue first
     pixels = np.rint(raw[order].transpose(1, 2, 0)).clip(0, 255).astype(np.uint8)
     _, coded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, int(severity)])
+    decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    assert decoded is not None
     compressed = np.empty_like(raw)
-    compressed[order] = cv2.imdecode(coded, cv2.IMREAD_COLOR).transpose(2, 0, 1)
+    compressed[order] = decoded.transpose(2, 0, 1)
     return compressed
 
 
@@ -165,7 +168,7 @@ CORRUPTIONS = (
         (0.25, 0.5, 1.0), _shift,
     ),
     Corruption(
-        "dropout", "bands drawn by chance, replaced by their mean", "{} bands",
+        "dropout", "bands drawn by chance, replaced by their mean", "{} band(s)",
         (1, 2, 4), _drop_bands, _need_more_bands,
     ),
     Corruption("jpeg", "compression", "quality {}", (50, 20, 10), _compress, _need_photographs),

@@ -89,7 +89,7 @@ def _ends(
     drawn: Scores, found: Scores, *, truth: NDArray[np.int64]
 ) -> dict[str, tuple[NDArray[np.float64], ...]]:
     """Intervals of the differences; nan with too few groups. truth: (G, K) pixels."""
-    ends = {}
+    ends: dict[str, tuple[NDArray[np.float64], ...]] = {}
     for metric, values in found.items():
         weights = truth if values.ndim else truth.sum(axis=1)
         enough = (weights > 0).sum(axis=0) >= FEW_GROUPS

@@ -80,7 +80,7 @@ class Robustness:
             hit = ", ".join(f"{name} {loss:.3f}" for name, loss in self._hit(each))
             name = each.corruption.name
             lines.append(f"{name:10}  {each.strength:30}  {each.scores.mean_iou:8.4f}  {drop:+7.4f}  {hit}")
-        lines += ["", f"mean IoU: {DEFINITIONS['mean_iou']}"]
+        lines += ["", f"mean IoU: {DEFINITIONS['mean_iou']}", "mean, std: of the normalisation"]
         shown = {each.corruption.name: each.corruption.description for each in self.conditions}
         lines += [f"{name}: {text}" for name, text in shown.items()]
         return "\n".join(lines + [f"{name}: left out, {reason}" for name, reason in self.left_out.items()])

@@ -384,7 +384,7 @@ def test_robustness_begins_with_the_scores_of_the_evaluation(run: Run) -> None:
     report = json.loads((folder / "robustness.json").read_text(), parse_constant=pytest.fail)
     assert report["clean"] == evaluate(run).scores.as_dict()
     assert (report["samples"], report["samples_in_split"]) == (4, 4)
-    assert set(report["left_out"]) == {"dropout 4 bands"}
+    assert set(report["left_out"]) == {"dropout 4 band(s)"}
     by_name = {row["strength"]: row["drop"] for row in report["conditions"]}
     assert by_name["sigma 4 px"] > 0.3  # every pixel is of a class of its own
     assert by_name["x 0.25"] > 0.3  # high becomes middle, and middle low
