@@ -11,6 +11,9 @@ from visionsft.errors import ConfigError, RunError, nearest
 from visionsft.gate import Gate, parse
 from visionsft.runs import Run
 
+SLICES = ("group", "brightness")
+"""By what every split can be sliced, besides 'name:REGEX' and the columns of a metadata file."""
+
 
 def read_gates(path: str | Path) -> tuple[Gate, ...]:
     """The gates of a text file, one a line; empty lines and what follows a ``#`` are left out."""
@@ -32,10 +35,6 @@ def read_gates(path: str | Path) -> tuple[Gate, ...]:
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return tuple(gates)
-
-
-SLICES = ("group", "brightness")
-"""By what every split can be sliced, besides 'name:REGEX' and the columns of a metadata file."""
 
 
 def gates_of(
