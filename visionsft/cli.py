@@ -13,10 +13,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from visionsft.gate import Gate
+    from visionsft.runs import Run
 
 # typer's own are none of these
 _USER_ERRORS = (ValueError, LookupError, ArithmeticError, OSError, ImportError)
@@ -45,6 +49,11 @@ class VectorFormat(StrEnum):
 class EngineName(StrEnum):
     local = "local"
     ray = "ray"
+
+
+class Unit(StrEnum):
+    group = "group"
+    image = "image"
 
 
 class SampleKind(StrEnum):
@@ -162,14 +171,99 @@ def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to evaluate.")] = Checkpoint.best,
+    efficiency: Annotated[
+        bool, typer.Option("--efficiency", help="Also measure operations, speed and memory.")
+    ] = False,
+    gates: Annotated[
+        bool,
+        typer.Option("--gates", help="Judge by the gates of the configuration; exit code 3 if one fails."),
+    ] = False,
+    gates_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Judge by the gates of this text file, one a line.")
+    ] = None,
+    group_by: Annotated[
+        Unit, typer.Option(help="What intervals resample: scenes or drives, or single images.")
+    ] = Unit.group,
+    slice_by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT", help="group, brightness, name:REGEX or a column of --metadata; repeatable."
+        ),
+    ] = None,
+    metadata: Annotated[
+        Path | None, typer.Option(help="CSV file about the samples; its first column names them.")
+    ] = None,
 ) -> None:
-    """Score a run on a split, class by class."""
+    """Score a run on a split, class by class, with intervals and the worst slices."""
+    from visionsft.acceptance import gates_of
     from visionsft.runs import Run
 
-    Run.open(run)  # before the slow imports
+    opened = Run.open(run)  # before the slow imports
+    asked = gates_of(opened, file=gates_file, split=split, metadata=metadata) if gates or gates_file else ()
     from visionsft.evaluation import evaluate
 
-    typer.echo(evaluate(run, split=split, checkpoint=checkpoint.value).table())
+    sliced = dict.fromkeys([*(slice_by or ()), *(gate.by for gate in asked if gate.by)])
+    evaluation = evaluate(
+        run,
+        split=split,
+        checkpoint=checkpoint.value,
+        group_by=group_by.value,
+        slice_by=tuple(sliced),
+        metadata=metadata,
+        efficiency=efficiency or any(gate.is_about_efficiency for gate in asked),
+    )
+    typer.echo(evaluation.table())
+    if asked:
+        _judge(opened, asked, split)
+
+
+def _judge(run: Run, gates: Sequence[Gate], split: str) -> None:
+    """Say which gates pass; exit code 3 if one fails."""
+    from visionsft.evaluation import judge
+
+    judgement = judge(run, gates, split=split)
+    typer.echo(f"\n{judgement.table()}")
+    if not judgement.passed:
+        raise typer.Exit(3)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_A RUN_B...", help="Evaluated runs.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    group_by: Annotated[
+        Unit, typer.Option(help="What is resampled as a whole: scenes or drives, or single images.")
+    ] = Unit.group,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the result; default: below RUN_A's evaluation.")
+    ] = None,
+) -> None:
+    """Say whether other runs are better than the first, on the same samples, and where."""
+    from visionsft.runs import Run
+
+    for run in runs:
+        Run.open(run).scores(split)
+    from visionsft.evaluation.comparison import compare, table
+
+    typer.echo(table(compare(runs, split=split, group_by=group_by.value, out=out)))
+
+
+@app.command()
+def robustness(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to evaluate.")] = Checkpoint.best,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Samples at most, evenly spaced, for a quick look.")
+    ] = None,
+) -> None:
+    """Score a run under blur, haze, darkness, noise, lost bands..., in stated strengths."""
+    from visionsft.runs import Run
+
+    Run.open(run)
+    from visionsft.evaluation.robustness import measure_robustness
+
+    typer.echo(measure_robustness(run, split=split, checkpoint=checkpoint.value, limit=limit).table())
 
 
 @app.command()

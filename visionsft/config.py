@@ -26,6 +26,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from visionsft.gate import parse as parse_gate
+
 
 class Section(BaseModel):
     """Base of every section: unknown keys fail, values never change after validation."""
@@ -51,6 +53,11 @@ def _pattern(value: str) -> str:
         raise ValueError(f"is not a regular expression: {error}") from error
     if not groups:
         raise ValueError("must have a group in parentheses: the part of the name that is the drive")
+    return value
+
+
+def _gate(value: str) -> str:
+    parse_gate(value)
     return value
 
 
@@ -80,6 +87,7 @@ Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Decay = Annotated[float, Field(gt=0, le=1, strict=True)]
 NodataValue = Annotated[float, Field(allow_inf_nan=True, strict=True)]
 LabelValue = Annotated[int, Field(strict=True)] | str
+GateText = Annotated[str, AfterValidator(_gate)]
 DrivePattern = Annotated[str, AfterValidator(_pattern)]
 ImageTemplate = Annotated[str, _template("split")]
 LabelTemplate = Annotated[str, _template("name", "split")]
@@ -672,6 +680,11 @@ class Config(Section):
     strategy: Strategy = FullStrategy()
     trainer: Trainer = Trainer()
     inference: Inference = Inference()
+    gates: tuple[GateText, ...] = Field(
+        default=(),
+        description="what `visionsft evaluate RUN --gates` asks of the scores, e.g. 'mean_iou >= 0.70' or "
+        "'recall[car].lower >= 0.55'; visionsft/gate.py has the grammar",
+    )
 
     @model_validator(mode="after")
     def _unfreezing_begins_in_time(self) -> Self:

@@ -39,6 +39,7 @@ _FREE_TO_CHANGE = (
     "trainer.epochs",
     "trainer.loggers",
     "data.workers",
+    "gates",
     "inference.scales",
     "inference.symmetry",
     "inference.tile",
@@ -214,6 +215,18 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def scores(self, split: str) -> dict[str, Any]:
+        """scores.json of a split that has been evaluated."""
+        path = self.path / "evaluation" / split / "scores.json"
+        try:
+            scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            command = f"visionsft evaluate {self.path} --split {split}"
+            raise RunError(f"{self.path}: has no scores of split '{split}'; `{command}` makes them") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: can't be read: {error}") from error
+        return scores
+
     @property
     def is_finished(self) -> bool:
         return self._finished_file.is_file()
@@ -231,6 +244,14 @@ class Run:
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> Path:
         return self.write_text(name, json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What training wrote with `write_json`."""
+        try:
+            values: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path / name}: can't be read ({error}); the run is half-written") from error
+        return values
 
     def write_environment(self, extra: Mapping[str, Any]) -> None:
         """Write environment.json: versions, hardware, the working directory's commit, and `extra`."""
@@ -309,7 +330,7 @@ def _say_missing(path: Path) -> str:
 
 
 def _check_same(run: Run, config: Config) -> None:
-    before, now = _flat(run.config), _flat(config)
+    before, now = flatten(run.config), flatten(config)
     changed = [
         f"  {key}: {before.get(key, 'not set')} in the run, {now.get(key, 'not set')} now"
         for key in {**before, **now}
@@ -321,8 +342,13 @@ def _check_same(run: Run, config: Config) -> None:
         raise RunError("\n".join([first, *changed]))
 
 
-def _flat(config: Config) -> dict[str, str]:
-    """Dotted keys of `config` with their values as JSON, in which NaN equals NaN."""
+def flatten(config: Config) -> dict[str, str]:
+    """Dotted keys of `config` with their values as JSON."""
+    return flatten_values(config.model_dump(mode="json"))
+
+
+def flatten_values(values: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted keys of nested mappings with their values as JSON, in which NaN equals NaN."""
     flat: dict[str, str] = {}
 
     def walk(values: Mapping[str, Any], prefix: str) -> None:
@@ -332,5 +358,5 @@ def _flat(config: Config) -> dict[str, str]:
             else:
                 flat[f"{prefix}{key}"] = json.dumps(value)
 
-    walk(config.model_dump(mode="json"), "")
+    walk(values, "")
     return flat

@@ -190,7 +190,12 @@ def test_evaluate(run: Path, replace: Callable[..., list[Any]]) -> None:
     calls = replace("visionsft.evaluation", "evaluate", SimpleNamespace(table=lambda: "class  IoU"))
     result = invoke("evaluate", run, "--split", "val", "--checkpoint", "last")
     assert result.stdout == "class  IoU\n"
-    assert calls == [((run,), {"split": "val", "checkpoint": "last"})]
+    common = {"split": "val", "checkpoint": "last"}
+    assert calls == [((run,), {**common, "group_by": "group", "slice_by": (), "metadata": None, "efficiency": False})]
+    invoke("evaluate", run, "--group-by", "image", "--slice-by", "group", "--slice-by", "sun", "--metadata", "m.csv")
+    options = {"group_by": "image", "slice_by": ("group", "sun"), "metadata": Path("m.csv")}
+    options["efficiency"] = False
+    assert calls[1] == ((run,), {"split": "test", "checkpoint": "best", **options})
 
 
 def test_predict(run: Path, replace: Callable[..., list[Any]], tmp_path: Path) -> None:

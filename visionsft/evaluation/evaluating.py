@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -29,6 +29,9 @@ from datamodules import DataError, SegmentationDataModule
 from datamodules.batch import IGNORE, Batch, Item, Sample
 from datamodules.statistics import fingerprint
 from visionsft.errors import nearest
+from visionsft.evaluation.counts import Counts, mean_brightness, save_counts
+from visionsft.evaluation.efficiency import Efficiency, measure
+from visionsft.evaluation.intervals import FEW_GROUPS, SegmentationIntervals, Unit, segmentation_intervals
 from visionsft.evaluation.metrics import (
     DEFINITIONS,
     SegmentationScores,
@@ -38,6 +41,7 @@ from visionsft.evaluation.metrics import (
     summarise,
 )
 from visionsft.evaluation.pictures import Example, confusion_figure, contact_sheet, display
+from visionsft.evaluation.slices import Metadata, Slices, choose_kinds, slice_counts
 from visionsft.files import atomic_path, write_text
 from visionsft.models.inference import compute_logits
 from visionsft.models.views import average_views
@@ -60,15 +64,6 @@ WARNINGS = {
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What was counted, sample by sample, in the loader's order."""
-
-    items: tuple[Item, ...]
-    confusions: NDArray[np.int64]
-    """(N, K, K), rows = truth."""
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """The result of `evaluate`."""
 
@@ -76,11 +71,17 @@ class Evaluation:
     split: str
     checkpoint: str
     scores: SegmentationScores
+    intervals: SegmentationIntervals
+    by_image: SegmentationIntervals | None
+    """Where there are too few groups for intervals: over single images, which are too narrow."""
+    slices: Slices | None
     counts: Counts
     folder: Path
-    """Where scores.json, table.txt, confusion.csv, confusion.png, per_sample.npz and worst.png are."""
+    """Where scores.json, table.txt, confusion.csv, confusion.png, per_sample.npz, worst.png and slices.csv are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
+    efficiency: Efficiency | None = None
+    """If it was asked for."""
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -100,7 +101,11 @@ class Evaluation:
 
     def table(self) -> str:
         """What the command line prints and ``table.txt`` holds."""
-        lines = [self.title, "", self.scores.table(), "", *self._worst_lines()]
+        tables = [self.scores.table(), self.intervals.table(self.scores)]
+        tables += [self.by_image.table(self.scores)] if self.by_image else []
+        tables += [self.slices.table()] if self.slices else []
+        tables += [self.efficiency.table()] if self.efficiency else []
+        lines = [self.title, "", *"\n\n".join(tables).splitlines(), "", *self._worst_lines()]
         if self.skipped:
             lines += [
                 "",
@@ -122,14 +127,30 @@ class Evaluation:
         return lines + [f"  {scores[i]:.4f}  {self.counts.items[i].id}" for i in self.worst(5)]
 
 
-def evaluate(run: Run | str | Path, *, split: str = "test", checkpoint: Checkpoint = "best") -> Evaluation:
-    """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``."""
+def evaluate(
+    run: Run | str | Path,
+    *,
+    split: str = "test",
+    checkpoint: Checkpoint = "best",
+    group_by: Unit = "group",
+    slice_by: Sequence[str] = (),
+    metadata: str | Path | None = None,
+    efficiency: bool = False,
+) -> Evaluation:
+    """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
+
+    group_by: what is resampled for the intervals. slice_by: "group", "brightness", "name:REGEX" or columns of
+    the CSV file `metadata` (all, unless some are given); with neither, the groups where these are 2 to 50.
+    efficiency: also measure what the model costs on this machine, in a few passes over a batch.
+    """
     from visionsft.training.loading import load_run  # its modules use this package's metrics
 
     run = run if isinstance(run, Run) else Run.open(run)
     loaded = load_run(run, checkpoint)
     loaded.data.setup("test")
-    _check_split(loaded.data, split)
+    check_split(loaded.data, split)
+    table = None if metadata is None else Metadata.read(metadata)
+    kinds = choose_kinds(slice_by, loaded.data.items[split], table)
     loader = loaded.data.evaluation_loader(split)
     names = loaded.data.classes.names
     counts = count(loaded, progress(loader, f"evaluating {split}"), num_classes=len(names))
@@ -137,14 +158,19 @@ def evaluate(run: Run | str | Path, *, split: str = "test", checkpoint: Checkpoi
     if scores.pixels == 0:
         samples = f"{len(counts.items)} samples"
         raise DataError(f"{loaded.data.root}: no pixel of the {split} split is labelled ({samples})")
+    intervals = _intervals(counts, group_by)
     evaluation = Evaluation(
         run=run.name,
         split=split,
         checkpoint=checkpoint,
         scores=scores,
+        intervals=intervals,
+        by_image=_intervals(counts, "image") if 1 < intervals.groups < FEW_GROUPS <= len(counts.items) else None,
+        slices=slice_counts(counts, kinds, metadata=table, unit=group_by),
         counts=counts,
         folder=run.evaluation(split),
         skipped=len(loaded.data.skipped),
+        efficiency=_measure(loaded, loader) if efficiency else None,
     )
     _write(evaluation, loaded, cast(Dataset[Sample], loader.dataset), run.checkpoint(checkpoint))
     return evaluation
@@ -157,13 +183,30 @@ def count(loaded: LoadedRun, batches: Iterable[Batch], *, num_classes: int) -> C
     """One pass over `batches`: a confusion matrix a sample."""
     items: list[Item] = []
     confusions: list[Tensor] = []
+    brightness: list[NDArray[np.float64]] = []
     for batch in batches:
         classes = predict_classes(infer(loaded, batch["image"])).cpu()
         items += batch["item"]
         confusions += [
             confusion_matrix(*pair, num_classes) for pair in zip(classes, batch["mask"], strict=True)
         ]
-    return Counts(tuple(items), torch.stack(confusions).numpy())
+        brightness.append(mean_brightness(batch, loaded.data.normalisation))
+    return Counts(
+        tuple(items),
+        loaded.data.classes.names,
+        torch.stack(confusions).numpy(),
+        np.concatenate(brightness),
+    )
+
+
+def _intervals(counts: Counts, unit: Unit) -> SegmentationIntervals:
+    """By `unit`; over images, with a note where several are from one group."""
+    found = segmentation_intervals(counts.confusions, counts.names(unit), counts.classes, unit=unit)
+    groups = len(set(counts.groups))
+    if unit == "group" or found.note or groups == found.groups:
+        return found
+    alike = f"too narrow: the {found.groups:,} images are from {groups:,} groups, and those of one group are alike"
+    return replace(found, note=alike)
 
 
 def infer(loaded: LoadedRun, image: Tensor) -> Tensor:
@@ -177,6 +220,11 @@ def infer(loaded: LoadedRun, image: Tensor) -> Tensor:
     return average_views(compute, image, **loaded.views)
 
 
+def _measure(loaded: LoadedRun, loader: Iterable[Batch]) -> Efficiency:
+    """Costs on the loader's first batch."""
+    return measure(loaded.model, lambda image: infer(loaded, image), next(iter(loader))["image"])
+
+
 def progress(sequence: Iterable[T], description: str, *, total: int | None = None) -> Iterable[T]:
     """The sequence, with a bar on the terminal while it is gone through; `total`: its length where it has none."""
     console = Console(stderr=True)
@@ -184,7 +232,8 @@ def progress(sequence: Iterable[T], description: str, *, total: int | None = Non
     return track(sequence, description, total=total, console=console, transient=True, disable=hidden)
 
 
-def _check_split(data: SegmentationDataModule, split: str) -> None:
+def check_split(data: SegmentationDataModule, split: str) -> None:
+    """Refuse a split that doesn't exist or is empty."""
     sizes = {name: len(items) for name, items in data.items.items()}
     if sizes.get(split):
         return
@@ -202,12 +251,16 @@ def _check_split(data: SegmentationDataModule, split: str) -> None:
 def _write(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample], checkpoint: Path) -> None:
     """All files, each whole or not at all; scores.json comes last and so stands for a complete set."""
     folder, classes = evaluation.folder, loaded.data.classes
-    (folder / "scores.json").unlink(missing_ok=True)
+    for name in ("scores.json", "gates.json", "gates.xml"):  # the gates were judged by the old scores
+        (folder / name).unlink(missing_ok=True)
     write_text(folder / "table.txt", evaluation.table() + "\n")
     with atomic_path(folder / "confusion.csv") as path:
         _write_csv(path, evaluation.confusion, classes.names)
-    with atomic_path(folder / "per_sample.npz") as path:
-        _write_samples(path, evaluation.counts, classes.names)
+    save_counts(evaluation.counts, folder)
+    (folder / "slices.csv").unlink(missing_ok=True)  # of an evaluation by other slices
+    if evaluation.slices:
+        with atomic_path(folder / "slices.csv") as path:
+            evaluation.slices.write_csv(path)
     heading = (
         f"{evaluation.title}\nmean IoU {evaluation.scores.mean_iou:.4f}, {evaluation.scores.pixels:,} pixels"
     )
@@ -232,16 +285,6 @@ def _write_csv(path: Path, confusion: NDArray[np.int64], names: Sequence[str]) -
         writer.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
 
 
-def _write_samples(path: Path, counts: Counts, names: Sequence[str]) -> None:
-    np.savez_compressed(
-        path,
-        ids=np.array([item.id for item in counts.items]),
-        groups=np.array([item.group for item in counts.items]),
-        classes=np.array(names),
-        confusions=counts.confusions,
-    )
-
-
 def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Path) -> dict[str, Any]:
     """The content of scores.json."""
     items = data.items[evaluation.split]
@@ -257,6 +300,12 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
         "groups": len({item.group for item in evaluation.counts.items}),
         "classes": list(data.classes.names),
         "scores": evaluation.scores.as_dict(),
+        "intervals": {
+            **evaluation.intervals.as_dict(),
+            "by_image": evaluation.by_image.as_dict() if evaluation.by_image else None,
+        },
+        "slices": [row.as_dict() for row in evaluation.slices.rows] if evaluation.slices else [],
+        "slices_note": evaluation.slices.note if evaluation.slices else None,
         "definitions": DEFINITIONS,
         "confusion": evaluation.confusion.tolist(),
         "data": {
@@ -265,6 +314,7 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
             "bands": list(data.bands),
             "skipped": [list(pair) for pair in data.skipped],
         },
+        "efficiency": evaluation.efficiency and evaluation.efficiency.as_dict(),
         "environment": describe_environment(),
     }
 
@@ -280,7 +330,7 @@ def _worst_sheet(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sam
     for index in worst:
         confusion, item = evaluation.counts.confusions[index], evaluation.counts.items[index]
         label = f"{item.id} · mean IoU {scores[index]:.4f} · {confusion.sum():,} labelled pixels"
-        examples.append(_example(loaded, dataset[index], label))
+        examples.append(make_example(loaded, dataset[index], label))
     title = (
         f"{evaluation.title}: the worst {len(worst)}\n"
         "rule: lowest mean IoU of the single sample, over the classes in its truth or prediction"
@@ -291,7 +341,8 @@ def _worst_sheet(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sam
     )
 
 
-def _example(loaded: LoadedRun, sample: Sample, label: str) -> Example:
+def make_example(loaded: LoadedRun, sample: Sample, label: str) -> Example:
+    """A row of a contact sheet: the sample as a picture, its truth and the model's prediction."""
     data, valid = loaded.data, sample["valid"].numpy()
     prediction = predict_classes(infer(loaded, sample["image"][None]))[0].cpu().numpy()
     # samples smaller than their window were padded right and below

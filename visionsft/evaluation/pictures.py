@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -162,17 +162,44 @@ def _write_cells(axes: Axes, rows: NDArray[np.float64], pixels: NDArray[np.int64
 class Example:
     """One row of a contact sheet."""
 
+    shows_error: ClassVar[bool] = True
     label: str
     """What it is: its id and score."""
     picture: Rgb
     truth: NDArray[np.uint8]
     prediction: NDArray[np.uint8]
 
+    def panels(self, colours: NDArray[np.uint8]) -> list[tuple[str, Rgb]]:
+        """Four pictures with their headings."""
+        return [
+            ("image", self.picture),
+            ("truth", colourise(self.truth, colours)),
+            *self._answers(colours),
+        ]
+
+    def _answers(self, colours: NDArray[np.uint8]) -> list[tuple[str, Rgb]]:
+        return [
+            ("prediction", colourise(self.prediction, colours)),
+            ("error", error_map(self.prediction, self.truth)),
+        ]
+
+
+@dataclass(frozen=True)
+class PairExample(Example):
+    """One row of a contact sheet that shows two models, A and B."""
+
+    shows_error: ClassVar[bool] = False
+    other: NDArray[np.uint8]
+    """B's prediction."""
+
+    def _answers(self, colours: NDArray[np.uint8]) -> list[tuple[str, Rgb]]:
+        return [("A", colourise(self.prediction, colours)), ("B", colourise(self.other, colours))]
+
 
 def contact_sheet(
     examples: Sequence[Example], *, names: Sequence[str], colours: NDArray[np.uint8], title: str
 ) -> Figure:
-    """Image, truth, prediction and error of each example, a row each, with a legend of the classes."""
+    """The four panels of each example, a row each, with a legend of the classes."""
     width, gap, caption = 2.9, 0.06, 0.34  # inches
     heights = [width * example.picture.shape[0] / example.picture.shape[1] + caption for example in examples]
     legend_columns = min(len(names) + 3, 6)
@@ -185,7 +212,7 @@ def contact_sheet(
     for example, height in zip(examples, heights, strict=True):
         label = shorten(example.label, 150, placeholder="...")
         figure.text(gap / size[0], (top - caption + 0.07) / size[1], label, size=9)
-        for column, (head, picture) in enumerate(_panels(example, colours)):
+        for column, (head, picture) in enumerate(example.panels(colours)):
             left = gap + column * (width + gap)
             box = (left / size[0], (top - height) / size[1], width / size[0], (height - caption) / size[1])
             axes = figure.add_axes(box)
@@ -195,23 +222,15 @@ def contact_sheet(
                 figure.text(left / size[0], top / size[1], head, size=10, weight="bold")
         top -= height
     figure.legend(
-        handles=_legend_handles(names, colours),
+        handles=_legend_handles(names, colours, errors=any(example.shows_error for example in examples)),
         loc="lower left", ncols=legend_columns, fontsize=9, frameon=False, borderaxespad=0.2,
     )  # fmt: skip
     return figure
 
 
-def _panels(example: Example, colours: NDArray[np.uint8]) -> list[tuple[str, Rgb]]:
-    return [
-        ("image", example.picture),
-        ("truth", colourise(example.truth, colours)),
-        ("prediction", colourise(example.prediction, colours)),
-        ("error", error_map(example.prediction, example.truth)),
-    ]
-
-
-def _legend_handles(names: Sequence[str], colours: NDArray[np.uint8]) -> list[Patch]:
+def _legend_handles(names: Sequence[str], colours: NDArray[np.uint8], *, errors: bool) -> list[Patch]:
     classes = zip(names, colours.tolist(), strict=True)
+    kinds = (("right", RIGHT), ("wrong", WRONG)) if errors else ()
     return [
         *(Patch(facecolor=_hex(colour), edgecolor="0.4", label=name) for name, colour in classes),
         Patch(
@@ -220,8 +239,7 @@ def _legend_handles(names: Sequence[str], colours: NDArray[np.uint8]) -> list[Pa
             hatch="////",
             label="no label (ignored)",
         ),
-        Patch(facecolor=_hex(RIGHT), edgecolor="0.4", label="error: right"),
-        Patch(facecolor=_hex(WRONG), edgecolor="0.4", label="error: wrong"),
+        *(Patch(facecolor=_hex(colour), edgecolor="0.4", label=f"error: {kind}") for kind, colour in kinds),
     ]
 
 

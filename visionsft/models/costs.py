@@ -5,7 +5,8 @@ A head can cost more than a small backbone, so its cost is looked at before it i
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import Backbone
 from visionsft.models import HEADS, create_model
+
+T = TypeVar("T")
 
 
 class Cost(NamedTuple):
@@ -40,15 +43,21 @@ def head_costs(backbone: Backbone, num_classes: int, size: tuple[int, int]) -> l
     return costs
 
 
+def count_gmacs(call: Callable[[], T]) -> tuple[T, float]:
+    """What `call` returns, and the 10^9 multiply-accumulates of its forward passes."""
+    # Attention as plain matrix products: the counter doesn't know the CPU's fused kernel and would say 0.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        output = call()
+    return output, counter.get_total_flops() / 2e9  # a multiply-accumulate is two operations
+
+
 @torch.no_grad()
 def _forward(module: nn.Module, argument: Any) -> tuple[Any, float]:
     """The module's output in eval mode, and its 10^9 multiply-accumulates."""
     training = module.training
-    # Attention as plain matrix products: the counter doesn't know the CPU's fused kernel and would say 0.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        output = module.eval()(argument)
+    output, gmacs = count_gmacs(lambda: module.eval()(argument))
     module.train(training)
-    return output, counter.get_total_flops() / 2e9  # a multiply-accumulate is two operations
+    return output, gmacs
 
 
 def _parameters(module: nn.Module) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +48,7 @@ class LoadedRun:
 
         Not scanned: predicting new files needs none of the training's.
         """
-        card = _card(self.run)
+        card = self.run.read_json("data.json")
         data = build.build_data(self.config)
         data.bands, data.dtype = tuple(card["bands"]), np.dtype(card["dtype"])
         data.normalisation = Normalisation(*(tuple(card["normalisation"][name]) for name in ("mean", "std")))
@@ -65,7 +64,7 @@ def load_run(run: Run, checkpoint: Checkpoint = "best") -> LoadedRun:
     """The trained model of a run with its data and settings; needs neither training data nor pretrained weights."""
     config = run.config
     path = run.checkpoint(checkpoint)
-    card = _card(run)
+    card = run.read_json("data.json")
     backbone = build.build_backbone(config, tuple(card["bands"]), pretrained=False)
     model = build.build_model(config, backbone, len(card["classes"]))
     _restore(model, path)
@@ -100,13 +99,3 @@ def _restore(model: SegmentationModel, path: Path) -> None:
         raise RunError(
             f"{path}: doesn't fit the run's config.yaml: {str(error).splitlines()[1].strip()}"
         ) from error
-
-
-def _card(run: Run) -> dict[str, Any]:
-    """data.json of the run."""
-    path = run.path / "data.json"
-    try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: can't be read ({error}); the run is half-written") from error
-    return card

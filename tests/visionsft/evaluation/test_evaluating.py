@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,18 +18,28 @@ import torch
 from PIL import Image
 from sklearn import metrics as sk
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from datamodules import CameraFrameDataModule, ClassSpec, DataError
+from visionsft.cli import app
 from visionsft.config import Backbone, CameraData, Config
 from visionsft.errors import RunError, WriteError
-from visionsft.evaluation import evaluate
+from visionsft.evaluation import evaluate, load_counts
 from visionsft.runs import Run
 
 GREYS = (40, 128, 216)
 """Of the classes 'low', 'middle' and 'high'; the fourth, 'never', is in no mask."""
 SIZE = (24, 36)
 VIEWS = {"scales": (1.0,), "symmetry": "none"}
-FILES = {"scores.json", "table.txt", "confusion.csv", "confusion.png", "per_sample.npz", "worst.png"}
+FILES = {
+    "scores.json",
+    "table.txt",
+    "confusion.csv",
+    "confusion.png",
+    "per_sample.npz",
+    "worst.png",
+    "slices.csv",
+}
 
 
 class NearestGrey(nn.Module):
@@ -94,7 +107,9 @@ def run(frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def load_run(run: Run, checkpoint: str) -> SimpleNamespace:
         model = NearestGrey().eval()
-        return SimpleNamespace(model=model, data=make_data(frames), precision=None, channels_last=True, views=VIEWS)
+        return SimpleNamespace(
+            model=model, data=make_data(frames), precision=None, channels_last=True, views=VIEWS
+        )
 
     loading = SimpleNamespace(load_run=load_run)
     monkeypatch.setitem(sys.modules, "visionsft.training.loading", loading)
@@ -154,6 +169,73 @@ def test_every_number_can_be_remade_from_the_files(run: Run) -> None:
     for name in ("confusion.png", "worst.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 200
+
+
+def test_what_was_counted_is_read_back(run: Run) -> None:
+    evaluation = evaluate(run)
+    counts = load_counts(run.evaluation("test"))
+    assert (counts.ids, counts.groups, counts.classes) == (
+        evaluation.counts.ids,
+        evaluation.counts.groups,
+        ("low", "middle", "high", "never"),
+    )
+    assert np.array_equal(counts.confusions, evaluation.counts.confusions)
+    for item, brightness in zip(counts.items, counts.brightness, strict=True):
+        with Image.open(item.image) as picture:
+            assert brightness == pytest.approx(np.asarray(picture).mean(), rel=1e-5)
+
+
+def test_counts_that_are_missing_or_old_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"per_sample.npz does not exist: evaluate the run first"):
+        load_counts(tmp_path)
+    np.savez(tmp_path / "per_sample.npz", ids=[], groups=[], classes=[], confusions=[])
+    with pytest.raises(RunError, match=r"has no brightness, images: .* evaluate it again"):
+        load_counts(tmp_path)
+
+
+def test_two_drives_give_no_interval_and_their_slices(run: Run) -> None:
+    evaluate(run)
+    report = json.loads((run.path / "evaluation" / "test" / "scores.json").read_text())
+    intervals = report["intervals"]
+    assert (intervals["unit"], intervals["groups"], intervals["note"]) == ("group", 2, "only 2 groups")
+    assert intervals["metrics"]["mean_iou"] is intervals["per_class"]["low"]["iou"] is None
+    assert intervals["per_class"]["low"]["note"] == "only 2 groups"
+    assert intervals["by_image"] is None  # four images
+    assert [(row["by"], row["value"]) for row in report["slices"]] == [
+        ("group", "drive1"),
+        ("group", "drive0"),
+    ]
+    assert "2 slices were looked at" in report["slices_note"]
+
+
+def test_few_drives_of_many_images_give_intervals_that_are_called_too_narrow(run: Run, frames: Path) -> None:
+    for index in range(4, 12):
+        for kind, pixels in zip(("images", "masks"), make_frame(index, wrong_rows=index), strict=True):
+            Image.fromarray(pixels).save(frames / kind / "test" / f"{index}_drive{index % 2}.png")
+    evaluation = evaluate(run, slice_by=["brightness", r"name:_(\w+)\."])
+    report = json.loads((run.path / "evaluation" / "test" / "scores.json").read_text())
+    by_image = report["intervals"]["by_image"]
+    assert by_image["note"] == "too narrow: the 12 images are from 2 groups, and those of one group are alike"
+    low, high = by_image["metrics"]["mean_iou"]
+    assert low < evaluation.scores.mean_iou < high
+    assert {row["by"] for row in report["slices"]} == {"brightness", r"name:_(\w+)\."}
+    table = evaluation.table()
+    assert "no 95% intervals, 2,000 resamples of 2 groups: only 2 groups" in table
+    assert f"[{low:.3f}, {high:.3f}]" in table
+    chosen = evaluate(run, group_by="image")
+    assert chosen.by_image is None
+    assert chosen.intervals.as_dict() == by_image
+
+
+def test_what_cannot_be_sliced_by_is_said_before_the_model_runs(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(NearestGrey, "forward", None)
+    with pytest.raises(DataError, match=r"can't slice by 'groups' \(nearest: group\)"):
+        evaluate(run, slice_by=["groups"])
+    (tmp_path / "meta.csv").write_text("frame,weather\n0_drive0,sun\n")
+    with pytest.raises(DataError, match=r"meta.csv: 3 of 4 samples have no row"):
+        evaluate(run, metadata=tmp_path / "meta.csv")
 
 
 def test_the_worst_come_first(run: Run) -> None:
@@ -217,4 +299,100 @@ def test_a_full_disk_leaves_no_half_set(run: Run, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(WriteError, match=r"confusion\.png"):
         evaluate(run)
     left = {path.name for path in (run.path / "evaluation" / "test").iterdir()}
-    assert left == {"table.txt", "confusion.csv", "per_sample.npz"}  # scores.json stands for a complete set
+    assert left == {
+        "table.txt",
+        "confusion.csv",
+        "per_sample.npz",
+        "slices.csv",
+    }  # scores.json stands for a complete set
+
+
+@pytest.fixture
+def judged(run: Run, tmp_path: Path) -> Callable[..., Any]:
+    """judged(*gates, **options): `visionsft evaluate RUN` with the gates in a file."""
+    run.write_json("data.json", {"classes": ["low", "middle", "high", "never"]})
+
+    def invoke(*gates: str) -> Any:
+        file = tmp_path / "gates.txt"
+        file.write_text("\n".join(gates))
+        return CliRunner().invoke(app, ["evaluate", str(run.path), "--gates-file", str(file)])
+
+    return invoke
+
+
+def test_gates_decide_over_the_exit_code(run: Run, judged: Callable[..., Any]) -> None:
+    passing, failing = "mean_iou >= 0.5", "recall[never] >= 0"
+    result = judged(passing)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "gates: 1 of 1 passed" in result.stdout
+
+    result = judged(passing, failing)
+    assert result.exit_code == 3
+    assert "FAIL  recall[never] >= 0.0  not defined: no pixel of 'never' in truth" in result.stdout
+    report = json.loads((run.path / "evaluation" / "test" / "gates.json").read_text())
+    assert [gate["passed"] for gate in report["gates"]] == [True, False]
+
+    evaluate(run)  # the gates were judged by the scores before these
+    assert not (run.path / "evaluation" / "test" / "gates.json").exists()
+
+
+def test_a_gate_without_a_meaning_stops_before_evaluating(run: Run, judged: Callable[..., Any]) -> None:
+    result = judged("recall[midle] >= 0.5")
+    assert result.exit_code == 2
+    assert "no class 'midle'; nearest: middle" in result.stderr
+    assert not (run.path / "evaluation").exists()
+
+
+def test_a_gate_on_efficiency_has_it_measured(run: Run, judged: Callable[..., Any]) -> None:
+    result = judged("parameters <= 4", "throughput.mpx_s > 0", "peak_memory_mb > 10", "gmacs_per_mpx <= 0")
+    assert result.exit_code == 0, result.stdout
+    efficiency = json.loads((run.path / "evaluation" / "test" / "scores.json").read_text())["efficiency"]
+    assert efficiency["throughput"]["shape"] == [3, 3, *SIZE]
+    assert evaluate(run).efficiency is None
+
+
+def test_two_runs_are_compared_with_pictures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading = sys.modules["visionsft.training.loading"]
+    load_run = loading.load_run
+
+    def load(run: Run, checkpoint: str) -> SimpleNamespace:
+        loaded = load_run(run, checkpoint)
+        if run.name == "blind":
+            loaded.model.greys.data[:2] = torch.tensor([128.0, 40.0])  # takes low for middle and back
+        return loaded
+
+    monkeypatch.setattr(loading, "load_run", load)
+    run.write_json("data.json", {"classes": ["low", "middle", "high", "never"]})
+    run.write_environment({"weights": {}})
+    shutil.copytree(run.path, run.path.parent / "blind")
+    paths = [str(run.path), str(run.path.parent / "blind")]
+    assert "no scores of split 'test'" in CliRunner().invoke(app, ["compare", *paths]).stderr
+    for path in paths:
+        evaluate(path)
+    result = CliRunner().invoke(app, ["compare", *paths])
+    assert result.exit_code == 0, result.output
+    assert "B better in 0, worse in 2, of 2" in result.stdout
+    with Image.open(run.path / "evaluation" / "test" / "compare-blind" / "changed-1-blind.png") as picture:
+        assert min(picture.size) > 200
+
+
+def test_robustness_begins_with_the_scores_of_the_evaluation(run: Run) -> None:
+    result = CliRunner().invoke(app, ["robustness", str(run.path)])
+    assert result.exit_code == 0, result.output
+    folder = run.path / "evaluation" / "test"
+    assert (folder / "robustness.txt").read_text() == result.stdout
+    report = json.loads((folder / "robustness.json").read_text(), parse_constant=pytest.fail)
+    assert report["clean"] == evaluate(run).scores.as_dict()
+    assert (report["samples"], report["samples_in_split"]) == (4, 4)
+    assert set(report["left_out"]) == {"dropout 4 band(s)"}
+    by_name = {row["strength"]: row["drop"] for row in report["conditions"]}
+    assert by_name["sigma 4 px"] > 0.3  # every pixel is of a class of its own
+    assert by_name["x 0.25"] > 0.3  # high becomes middle, and middle low
+
+
+def test_a_quick_look_at_robustness_says_so(run: Run) -> None:
+    result = CliRunner().invoke(app, ["robustness", str(run.path), "--limit", "2"])
+    assert "2 samples of 4, evenly spaced: a quick look" in result.stdout
+    report = json.loads((run.path / "evaluation" / "test" / "robustness.json").read_text())
+    assert report["clean"]["pixels"] == 2 * SIZE[0] * (SIZE[1] - 1)
+    assert CliRunner().invoke(app, ["robustness", str(run.path), "--split", "tset"]).exit_code == 2

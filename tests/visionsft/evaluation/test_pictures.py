@@ -11,6 +11,7 @@ from PIL import Image
 
 from visionsft.evaluation.pictures import (
     Example,
+    PairExample,
     colourise,
     confusion_figure,
     contact_sheet,
@@ -124,3 +125,15 @@ def test_contact_sheet_has_four_panels_a_row_and_a_legend() -> None:
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels[:4] == ["a", "b", "c", "no label (ignored)"]
     assert drawn(figure).std() > 30
+
+
+def test_a_pair_shows_both_models_and_no_error() -> None:
+    black, ones = np.zeros((30, 40, 3), np.uint8), np.ones((30, 40), np.uint8)
+    pair = PairExample("a.tif", black, ones, ones * 0, ones * 2)
+    heads, panels = zip(*pair.panels(COLOURS), strict=True)
+    assert heads == ("image", "truth", "A", "B")
+    assert [tuple(panel[0, 0]) for panel in panels[1:]] == [tuple(COLOURS[k]) for k in (1, 0, 2)]
+    labels = [text.get_text() for text in contact_sheet(
+        [pair], names=["a", "b", "c"], colours=COLOURS, title="changed"
+    ).legends[0].get_texts()]  # fmt: skip
+    assert labels == ["a", "b", "c", "no label (ignored)"]

@@ -5,10 +5,14 @@ from visionsft.evaluation.metrics.segmentation import (
     ClassScore,
     SegmentationConfusion,
     SegmentationScores,
+    class_fractions,
+    class_scores,
     confusion_matrix,
+    marginal_counts,
     mean_iou,
     predict_classes,
     summarise,
+    total_scores,
 )
 
 __all__ = [
@@ -16,8 +20,12 @@ __all__ = [
     "ClassScore",
     "SegmentationConfusion",
     "SegmentationScores",
+    "class_fractions",
+    "class_scores",
     "confusion_matrix",
+    "marginal_counts",
     "mean_iou",
     "predict_classes",
     "summarise",
+    "total_scores",
 ]

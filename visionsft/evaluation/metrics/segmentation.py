@@ -154,7 +154,7 @@ class SegmentationScores:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: None in place of nan."""
-        return _without_nan(asdict(self))
+        return without_nan(asdict(self))
 
     def table(self) -> str:
         """A text table: one row a class, then the totals and their definition."""
@@ -182,34 +182,61 @@ def summarise(confusion: Tensor | NDArray[np.int64], names: Sequence[str]) -> Se
     counts = np.asarray(confusion.cpu() if isinstance(confusion, Tensor) else confusion, dtype=np.int64)
     if counts.shape != (len(names), len(names)):
         raise ValueError(f"a confusion matrix of shape {counts.shape} for {len(names)} class names")
-    right, truth, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
-    total = int(truth.sum())
-    iou, recall = _ratio(right, truth + predicted - right), _ratio(right, truth)
-    precision, f1 = _ratio(right, predicted), _ratio(2 * right, truth + predicted)
-    share = _ratio(truth, np.full_like(truth, total))
-    occurs = truth > 0
-    rows = zip(
-        names,
-        *(array.tolist() for array in (iou, recall, precision, f1, share, truth, predicted)),
-        strict=True,
-    )
+    margins = marginal_counts(counts)
+    _, truth, predicted = margins
+    share = _ratio(truth, np.full_like(truth, truth.sum()))
+    columns = [*class_scores(margins).values(), share, truth, predicted]
+    rows = zip(names, *(column.tolist() for column in columns), strict=True)
     return SegmentationScores(
-        mean_iou=_mean(iou[~np.isnan(iou)]),
+        **{name: float(value) for name, value in total_scores(margins).items()},
         classes_present=int((truth + predicted > 0).sum()),
-        frequency_weighted_iou=float(share[occurs] @ iou[occurs]) if total else math.nan,
-        pixel_accuracy=int(right.sum()) / total if total else math.nan,
-        mean_recall=_mean(recall[occurs]),
-        pixels=total,
+        pixels=int(truth.sum()),
         per_class=tuple(ClassScore(*row) for row in rows),
     )
 
 
+def marginal_counts(confusions: NDArray[Any]) -> NDArray[Any]:
+    """All that the metrics read of confusion matrices: ``(..., K, K) -> (..., 3, K)``, in pixels.
+
+    The three rows are right (true positives), truth and predicted of each class. They add up over samples as
+    the matrices do, so that resampling them costs 3 K numbers a group, not K x K.
+    """
+    right = np.diagonal(confusions, axis1=-2, axis2=-1)
+    return np.stack([right, confusions.sum(axis=-1), confusions.sum(axis=-2)], axis=-2)
+
+
+def class_fractions(margins: NDArray[Any]) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    """Each class metric as (part, whole) in pixels: marginal counts ``(..., 3, K) -> (..., K)`` each."""
+    right, truth, predicted = np.moveaxis(margins, -2, 0)
+    return {
+        "iou": (right, truth + predicted - right),
+        "recall": (right, truth),
+        "precision": (right, predicted),
+        "f1": (2 * right, truth + predicted),
+    }
+
+
+def class_scores(margins: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """The class metrics of marginal counts: ``(..., 3, K) -> (..., K)`` each, by name; nan if not defined."""
+    return {name: _ratio(*fraction) for name, fraction in class_fractions(margins).items()}
+
+
+def total_scores(margins: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """The metrics over all classes of marginal counts: ``(..., 3, K) -> (...)`` each, by name."""
+    right, truth, _ = np.moveaxis(margins, -2, 0)
+    scores, labelled = class_scores(margins), truth.sum(axis=-1)
+    weighted = np.where(truth > 0, truth * np.nan_to_num(scores["iou"]), 0.0)
+    return {
+        "mean_iou": _mean(scores["iou"]),
+        "frequency_weighted_iou": _ratio(weighted.sum(axis=-1), labelled),
+        "pixel_accuracy": _ratio(right.sum(axis=-1), labelled),
+        "mean_recall": _mean(scores["recall"]),
+    }
+
+
 def mean_iou(confusions: NDArray[np.int64]) -> NDArray[np.float64]:
     """Mean IoU of each of many matrices: ``(..., K, K) -> (...)``; nan where nothing is labelled."""
-    right = np.diagonal(confusions, axis1=-2, axis2=-1)
-    iou = _ratio(right, confusions.sum(axis=-1) + confusions.sum(axis=-2) - right)
-    present = ~np.isnan(iou)
-    return _ratio(np.where(present, iou, 0.0).sum(axis=-1), present.sum(axis=-1))
+    return total_scores(marginal_counts(confusions))["mean_iou"]
 
 
 def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
@@ -217,15 +244,18 @@ def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if len(values) else math.nan
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the last axis of what is defined; nan where nothing is."""
+    defined = ~np.isnan(values)
+    return _ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Nested values for JSON: None in place of nan, lists in place of tuples."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
