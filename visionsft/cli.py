@@ -143,6 +143,9 @@ def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to evaluate.")] = Checkpoint.best,
+    boundaries: Annotated[
+        bool, typer.Option("--boundaries", help="Also score edges and objects (slower).")
+    ] = False,
 ) -> None:
     """Score a run on a split, class by class."""
     from visionsft.runs import Run
@@ -150,7 +153,38 @@ def evaluate(
     Run.open(run)  # before the slow imports
     from visionsft.evaluation import evaluate
 
-    typer.echo(evaluate(run, split=split, checkpoint=checkpoint.value).table())
+    typer.echo(evaluate(run, split=split, checkpoint=checkpoint.value, boundaries=boundaries).table())
+
+
+@app.command()
+def calibrate(
+    run: RunFolder,
+    checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to calibrate.")] = Checkpoint.best,
+) -> None:
+    """Fit the temperature of a run's probabilities on validation."""
+    from visionsft.runs import Run
+
+    Run.open(run)
+    from visionsft.evaluation.calibrating import calibrate
+
+    typer.echo(calibrate(run, checkpoint=checkpoint.value).table())
+
+
+@app.command()
+def thresholds(
+    run: RunFolder,
+    requirements: Annotated[
+        list[str], typer.Argument(metavar="REQUIREMENT...", help="For example 'recall[Pedestrian] >= 0.9'.")
+    ],
+    checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to use.")] = Checkpoint.best,
+) -> None:
+    """Choose class thresholds on validation, and show their price on test."""
+    from visionsft.runs import Run
+
+    Run.open(run)
+    from visionsft.evaluation.thresholds import choose_thresholds
+
+    typer.echo(choose_thresholds(run, requirements, checkpoint=checkpoint.value).table())
 
 
 @app.command()

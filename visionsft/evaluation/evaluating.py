@@ -7,7 +7,6 @@ matrices are kept (``per_sample.npz``), so that numbers can be remade, sliced an
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -26,8 +25,12 @@ from torch.utils.data import Dataset
 
 from datamodules import DataError, SegmentationDataModule
 from datamodules.batch import IGNORE, Batch, Item, Sample
+from datamodules.datasets import EvaluationDataset
+from datamodules.geotiff import SceneReader
 from datamodules.statistics import fingerprint
 from visionsft.errors import RunError, nearest
+from visionsft.evaluation.area import compare_areas
+from visionsft.evaluation.details import Details
 from visionsft.evaluation.metrics import (
     DEFINITIONS,
     SegmentationScores,
@@ -36,8 +39,15 @@ from visionsft.evaluation.metrics import (
     predict_classes,
     summarise,
 )
-from visionsft.evaluation.pictures import Example, confusion_figure, contact_sheet, display
-from visionsft.files import atomic_path, write_text
+from visionsft.evaluation.pictures import (
+    Example,
+    confusion_figure,
+    contact_sheet,
+    display,
+    reliability_figure,
+)
+from visionsft.evaluation.temperature import read_temperature
+from visionsft.files import atomic_path, sha256, write_text
 from visionsft.models.views import average_views
 from visionsft.runs import Checkpoint, Run, describe_environment
 
@@ -64,6 +74,8 @@ class Counts:
     items: tuple[Item, ...]
     confusions: NDArray[np.int64]
     """(N, K, K), rows = truth."""
+    details: Details
+    """Calibration and boundaries."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,7 @@ class Evaluation:
     scores: SegmentationScores
     counts: Counts
     folder: Path
-    """Where scores.json, table.txt, confusion.csv, confusion.png, per_sample.npz and worst.png are."""
+    """Where scores.json, table.txt, confusion.csv, confusion.png, per_sample.npz, reliability.png and worst.png are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
 
@@ -98,7 +110,7 @@ class Evaluation:
 
     def table(self) -> str:
         """What the command line prints and ``table.txt`` holds."""
-        lines = [self.title, "", self.scores.table(), "", *self._worst_lines()]
+        lines = [self.title, "", self.scores.table(), "", *self.counts.details.lines(), "", *self._worst_lines()]
         if self.skipped:
             lines += [
                 "",
@@ -120,17 +132,25 @@ class Evaluation:
         return lines + [f"  {scores[i]:.4f}  {self.counts.items[i].id}" for i in self.worst(5)]
 
 
-def evaluate(run: Run | str | Path, *, split: str = "test", checkpoint: Checkpoint = "best") -> Evaluation:
-    """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``."""
+def evaluate(
+    run: Run | str | Path, *, split: str = "test", checkpoint: Checkpoint = "best", boundaries: bool = False
+) -> Evaluation:
+    """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
+
+    boundaries: also count how well edges and objects are met, at some 10 ms a frame of 480 x 360.
+    """
     from visionsft.training.loading import load_run  # its modules use this package's metrics
 
     run = run if isinstance(run, Run) else Run.open(run)
     loaded = load_run(run, checkpoint)
     loaded.data.setup("test")
-    _check_split(loaded.data, split)
+    check_split(loaded.data, split)
     loader = loaded.data.evaluation_loader(split)
     names = loaded.data.classes.names
-    counts = count(loaded, progress(loader, f"evaluating {split}"), num_classes=len(names))
+    details = Details(
+        len(names), temperature=read_temperature(run, checkpoint), with_boundaries=boundaries
+    )
+    counts = count(loaded, progress(loader, f"evaluating {split}"), details)
     scores = summarise(counts.confusions.sum(axis=0), names)
     if scores.pixels == 0:
         samples = f"{len(counts.items)} samples"
@@ -151,17 +171,19 @@ def evaluate(run: Run | str | Path, *, split: str = "test", checkpoint: Checkpoi
 # ------------------------------------------------------------------------------------------------ counting
 
 
-def count(loaded: LoadedRun, batches: Iterable[Batch], *, num_classes: int) -> Counts:
-    """One pass over `batches`: a confusion matrix a sample."""
+def count(loaded: LoadedRun, batches: Iterable[Batch], details: Details) -> Counts:
+    """One pass over `batches`: a confusion matrix a sample, and its `details`."""
     items: list[Item] = []
     confusions: list[Tensor] = []
     for batch in batches:
-        classes = predict_classes(infer(loaded, batch["image"])).cpu()
+        logits = infer(loaded, batch["image"])
+        classes = predict_classes(logits).cpu()
         items += batch["item"]
         confusions += [
-            confusion_matrix(*pair, num_classes) for pair in zip(classes, batch["mask"], strict=True)
+            confusion_matrix(*pair, details.num_classes) for pair in zip(classes, batch["mask"], strict=True)
         ]
-    return Counts(tuple(items), torch.stack(confusions).numpy())
+        details.add(logits, classes, batch["mask"])
+    return Counts(tuple(items), torch.stack(confusions).numpy(), details)
 
 
 @torch.inference_mode()
@@ -190,7 +212,8 @@ def progress(sequence: Iterable[T], description: str) -> Iterable[T]:
     return track(sequence, description, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _check_split(data: SegmentationDataModule, split: str) -> None:
+def check_split(data: SegmentationDataModule, split: str) -> None:
+    """Refuse a split that doesn't exist or is empty."""
     sizes = {name: len(items) for name, items in data.items.items()}
     if sizes.get(split):
         return
@@ -219,8 +242,12 @@ def _write(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample], 
     )
     figure = confusion_figure(evaluation.confusion, classes.names, title=_marked(heading, evaluation))
     _save(figure, folder / "confusion.png")
+    histogram = evaluation.counts.details.reliability.sum(axis=0)
+    heading = f"{evaluation.title}\nexpected calibration error {evaluation.counts.details.ece:.4f}"
+    figure = reliability_figure(histogram, classes.names, classes.colours, title=_marked(heading, evaluation))
+    _save(figure, folder / "reliability.png")
     _save(_worst_sheet(evaluation, loaded, dataset), folder / "worst.png")
-    report = _report(evaluation, loaded.data, checkpoint)
+    report = _report(evaluation, loaded.data, checkpoint) | _areas(evaluation, dataset, classes.names)
     write_text(
         folder / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     )
@@ -245,6 +272,7 @@ def _write_samples(path: Path, counts: Counts, names: Sequence[str]) -> None:
         groups=np.array([item.group for item in counts.items]),
         classes=np.array(names),
         confusions=counts.confusions,
+        **counts.details.arrays(),
     )
 
 
@@ -252,8 +280,7 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
     """The content of scores.json."""
     items = data.items[evaluation.split]
     facts = {"classes": [(spec.name, spec.values) for spec in data.classes.specs], "bands": data.bands}
-    with open(checkpoint, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(checkpoint)
     return {
         "run": evaluation.run,
         "split": evaluation.split,
@@ -265,6 +292,7 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
         "scores": evaluation.scores.as_dict(),
         "definitions": DEFINITIONS,
         "confusion": evaluation.confusion.tolist(),
+        **evaluation.counts.details.describe(data.classes.names),
         "data": {
             "root": str(data.root),
             "fingerprint": fingerprint(items, root=data.root, facts=facts),
@@ -273,6 +301,14 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
         },
         "environment": describe_environment(),
     }
+
+
+def _areas(evaluation: Evaluation, dataset: Dataset[Sample], names: Sequence[str]) -> dict[str, Any]:
+    """Mapped areas beside labelled ones, where samples lie on the ground."""
+    if not isinstance(dataset, EvaluationDataset) or not isinstance(dataset.reader, SceneReader):
+        return {}
+    grids = [dataset.reader.grid(item) for item in evaluation.counts.items]
+    return {"area": compare_areas(evaluation.counts.confusions, grids, names)}
 
 
 # ------------------------------------------------------------------------------------------- worst samples

@@ -26,7 +26,9 @@ GREYS = (40, 128, 216)
 """Of the classes 'low', 'middle' and 'high'; the fourth, 'never', is in no mask."""
 SIZE = (24, 36)
 VIEWS = {"scales": (1.0,), "symmetry": "none"}
-FILES = {"scores.json", "table.txt", "confusion.csv", "confusion.png", "per_sample.npz", "worst.png"}
+FILES = {
+    "scores.json", "table.txt", "confusion.csv", "confusion.png", "per_sample.npz", "reliability.png", "worst.png",
+}  # fmt: skip
 
 
 class NearestGrey(nn.Module):
@@ -218,3 +220,49 @@ def test_a_full_disk_leaves_no_half_set(run: Run, monkeypatch: pytest.MonkeyPatc
         evaluate(run)
     left = {path.name for path in (run.path / "evaluation" / "test").iterdir()}
     assert left == {"table.txt", "confusion.csv", "per_sample.npz"}  # scores.json stands for a complete set
+
+
+# ------------------------------------------------------------------------------ calibration and boundaries
+
+
+def read_scores(run: Run, split: str = "test") -> dict[str, Any]:
+    return json.loads((run.path / "evaluation" / split / "scores.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_calibration_is_counted_on_a_lattice_and_kept_by_sample(run: Run) -> None:
+    evaluate(run)
+    found = read_scores(run)["calibration"]
+    # NearestGrey is certain of everything, so its error is its share of mistakes: row 0 of the lattice's six, of
+    # frames 1 to 3; no pixel of the unlabelled last column is on the lattice
+    assert found["pixels"] == 4 * 6 * 9
+    assert found["ece"] == pytest.approx(3 * 9 / (4 * 6 * 9))
+    assert found["bins"][-1]["pixels"] == found["pixels"]
+    assert found["temperature"] is None
+    with np.load(run.path / "evaluation" / "test" / "per_sample.npz") as kept:
+        pixels, confidence, right = kept["reliability"][:, 0].sum(axis=1).T
+    assert pixels.tolist() == [54] * 4
+    assert right.tolist() == [54, 45, 45, 45]
+    np.testing.assert_allclose(confidence, pixels)
+
+
+def test_boundaries_are_counted_where_they_are_wanted(run: Run) -> None:
+    evaluate(run)
+    assert "boundaries" not in read_scores(run)
+    evaluation = evaluate(run, boundaries=True)
+    found = read_scores(run)["boundaries"]
+    assert 0 < found["mean_boundary_iou"] < 1
+    assert found["boundary_iou"]["never"] is None
+    assert [row["distance"] for row in found["trimap"]] == [1, 2, 4, 8, 16, 32]
+    assert found["trimap"][-1]["pixels"] == evaluation.scores.pixels
+    assert "boundary IoU" in evaluation.table()
+    with np.load(run.path / "evaluation" / "test" / "per_sample.npz") as kept:
+        assert kept["boundary_regions"].shape == (4, 4, 2)
+        assert kept["boundary_trimap"][0].sum() == 3 * kept["confusions"][0].sum()  # right, true and predicted
+
+
+def test_calibrated_on_validation_and_used_on_test(run: Run) -> None:
+    for index in range(2):  # the only frame of val, made wrong in a third and then in all of its rows
+        picture, _ = make_frame(9, wrong_rows=(8, 24)[index])
+        Image.fromarray(picture).save(make_data(Path(run.config.data.root)).items["val"][0].image)
+        Image.fromarray(make_frame(9, wrong_rows=0)[1]).save(make_data(Path(run.config.data.root)).items["val"][0].label)
+        print(calibrate(run).table())
