@@ -79,7 +79,9 @@ def count_boundaries(prediction: Mask, truth: Mask, num_classes: int) -> Boundar
     prediction = np.where(truth == IGNORE, truth, prediction)
     diagonal = math.hypot(*truth.shape)
     return BoundaryCounts(
-        regions=_count_regions(prediction, truth, num_classes, width=max(1, round(DILATION_RATIO * diagonal))),
+        regions=_count_regions(
+            prediction, truth, num_classes, width=max(1, round(DILATION_RATIO * diagonal))
+        ),
         edges=_count_edges(prediction, truth, num_classes, tolerance=max(1.0, TOLERANCE_RATIO * diagonal)),
         trimap=_count_trimap(prediction, truth, num_classes),
         objects=_count_objects(prediction, truth, num_classes),
@@ -189,7 +191,9 @@ def _count_objects(prediction: Mask, truth: Mask, num_classes: int) -> NDArray[n
     hits = _bincount(np.where(prediction == truth, ids, 0), total + 1)[1:]
     sizes = np.searchsorted(SIZES, pixels, side="right")
     counts = np.zeros((num_classes, len(SIZES) + 1, 2), np.int64)
-    np.add.at(counts, (np.concatenate(owners)[1:], sizes), np.stack([np.ones_like(hits), 2 * hits >= pixels], -1))
+    np.add.at(
+        counts, (np.concatenate(owners)[1:], sizes), np.stack([np.ones_like(hits), 2 * hits >= pixels], -1)
+    )
     return counts
 
 
@@ -213,7 +217,10 @@ def boundary_f1(edges: NDArray[np.int64]) -> NDArray[np.float64]:
 def describe(counts: BoundaryCounts, names: Sequence[str]) -> dict[str, Any]:
     """The numbers of a split's sums, for scores.json."""
     iou = boundary_iou(counts.regions)
-    edges = [dict(zip(("precision", "recall", "f1"), row, strict=True)) for row in boundary_f1(counts.edges).tolist()]
+    edges = [
+        dict(zip(("precision", "recall", "f1"), row, strict=True))
+        for row in boundary_f1(counts.edges).tolist()
+    ]
     report = {
         "mean_boundary_iou": _mean(iou),
         "boundary_iou": dict(zip(names, iou.tolist(), strict=True)),
@@ -238,7 +245,9 @@ def summary(counts: BoundaryCounts) -> list[str]:
 def _trimap(counts: NDArray[np.int64]) -> list[dict[str, float]]:
     """counts: (D + 1, K, 3)."""
     rows = []
-    for distance, (right, true, predicted) in zip(DISTANCES, np.moveaxis(counts.cumsum(axis=0), -1, 1), strict=False):
+    for distance, (right, true, predicted) in zip(
+        DISTANCES, np.moveaxis(counts.cumsum(axis=0), -1, 1), strict=False
+    ):
         pixels = int(true.sum())
         rows.append(
             {
@@ -255,7 +264,13 @@ def _sizes(counts: NDArray[np.int64]) -> list[dict[str, Any]]:
     """counts: (S + 1, 2) of one class."""
     ends = [*(size - 1 for size in SIZES), None]
     return [
-        {"from": start, "to": end, "objects": objects, "found": found, "recall": found / objects if objects else None}
+        {
+            "from": start,
+            "to": end,
+            "objects": objects,
+            "found": found,
+            "recall": found / objects if objects else None,
+        }
         for start, end, (objects, found) in zip((1, *SIZES), ends, counts.tolist(), strict=True)
     ]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from datamodules import DataError
 from visionsft.evaluation.calibration import (
     BINS,
     SAMPLE,
@@ -59,7 +60,9 @@ def _limit_lines(value: float) -> list[str]:
     low, high = TEMPERATURES
     if low * 1.01 < value < high / 1.01:
         return []
-    return [f"!! this is the end of the range that is searched ({low:g} to {high:g}): look at the split's labels"]
+    return [
+        f"!! this is the end of the range that is searched ({low:g} to {high:g}): look at the split's labels"
+    ]
 
 
 def calibrate(run: Run | str | Path, *, checkpoint: Checkpoint = "best") -> Calibration:
@@ -74,11 +77,14 @@ def calibrate(run: Run | str | Path, *, checkpoint: Checkpoint = "best") -> Cali
     loaded.data.setup("test")
     check_split(loaded.data, "val")
     pixels, seen = sample_pixels(loaded, "val")
+    if seen == 0:
+        raise DataError(f"{run.path}: no pixel of the val split is labelled; a temperature is fitted on it")
     value = fit_temperature(*pixels)
     fitted_on = {"split": "val", "pixels": len(pixels[1]), "of": seen, "seed": SEED}
     measured: dict[str, Any] = {"val": _compare(pixels, value), "test": None}
     if loaded.data.items["test"]:
-        measured["test"] = _compare(sample_pixels(loaded, "test")[0], value)
+        others, labelled = sample_pixels(loaded, "test")
+        measured["test"] = _compare(others, value) if labelled else None
     temperature = Temperature(value, fitted_on, measured)
     store_temperature(run, checkpoint, temperature)
     return Calibration(run.name, checkpoint, temperature, run.path / FILE)

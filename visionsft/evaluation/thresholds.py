@@ -88,13 +88,20 @@ class OperatingPoint:
 
     def table(self) -> str:
         """What the command line prints."""
-        lines = [f"{self.run} · checkpoint {self.checkpoint} · temperature {self.temperature:.4f}", "", "on val:"]
+        lines = [
+            f"{self.run} · checkpoint {self.checkpoint} · temperature {self.temperature:.4f}",
+            "",
+            "on val:",
+        ]
         for chosen in self.thresholds:
             lines.append(
                 f"  {chosen.wanted}: probability >= {chosen.value:.6g} gives recall {chosen.recall:.4f}, "
                 f"precision {chosen.precision:.4f}"
             )
-        lines += ["", *(_price_lines(self.price, self.thresholds) if self.price else ["no test split: no price"])]
+        lines += [
+            "",
+            *(_price_lines(self.price, self.thresholds) if self.price else ["no test split: no price"]),
+        ]
         return "\n".join([*lines, "", f"rule: {RULE}", f"written: {self.file}"])
 
     def as_dict(self) -> dict[str, Any]:
@@ -136,7 +143,9 @@ def parse_requirement(text: str, names: Sequence[str]) -> Requirement:
         raise ConfigError(f"{text!r} is no requirement; {form}")
     metric, name, share = match.groups()
     if metric not in ("recall", "precision"):
-        raise ConfigError(f"{text!r}: {metric!r} can't be required{_hint(metric, ('recall', 'precision'))}; {form}")
+        raise ConfigError(
+            f"{text!r}: {metric!r} can't be required{_hint(metric, ('recall', 'precision'))}; {form}"
+        )
     if name not in names:
         raise ConfigError(f"{text!r}: no class {name!r}{_hint(name, names)}; there are {', '.join(names)}")
     try:
@@ -230,9 +239,13 @@ def choose_thresholds(
     scorer = _Scorer(loaded, 1.0 if found is None else found.value)
     thresholds: list[Threshold] = []
     for each in wanted:
-        thresholds.append(choose(*scorer.count(names.index(each.class_name), _pairs(thresholds, names)), each))
+        thresholds.append(
+            choose(*scorer.count(names.index(each.class_name), _pairs(thresholds, names)), each)
+        )
     price = scorer.price(_pairs(thresholds, names)) if loaded.data.items["test"] else None
-    point = OperatingPoint(run.name, checkpoint, scorer.temperature, tuple(thresholds), price, run.path / FILE)
+    point = OperatingPoint(
+        run.name, checkpoint, scorer.temperature, tuple(thresholds), price, run.path / FILE
+    )
     run.write_json(FILE, {**point.as_dict(), "chosen_on": "val", "checkpoint": run.identify(checkpoint)})
     return point
 
@@ -267,7 +280,9 @@ class _Scorer:
         for batch in self._batches("test"):
             probabilities, mask = self._probabilities(batch)
             plain = plain + confusion_matrix(predict_classes(probabilities), mask, len(names)).cpu()
-            ruled = ruled + confusion_matrix(apply_thresholds(probabilities, thresholds), mask, len(names)).cpu()
+            ruled = (
+                ruled + confusion_matrix(apply_thresholds(probabilities, thresholds), mask, len(names)).cpu()
+            )
         return Price(summarise(plain, names), summarise(ruled, names))
 
     def _batches(self, split: str) -> Iterable[Batch]:

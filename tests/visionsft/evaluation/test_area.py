@@ -55,7 +55,9 @@ def test_intervals_cover_the_truth_of_a_known_map() -> None:
         "overall": mapped @ shares.diagonal() / mapped.sum(),
     }
     covered = {name: np.zeros(np.shape(value)) for name, value in known.items()}
-    draws = np.stack([rng.multinomial(n, row, size=2000) for n, row in zip((150, 150, 300), shares, strict=True)], 1)
+    draws = np.stack(
+        [rng.multinomial(n, row, size=2000) for n, row in zip((150, 150, 300), shares, strict=True)], 1
+    )
     for sample in draws:
         found = estimate_areas(sample.T, mapped)
         for name, truth in known.items():
@@ -76,7 +78,11 @@ def test_a_class_that_the_map_lacks_still_gets_its_area() -> None:
 @pytest.mark.parametrize(
     ("sample", "areas", "message"),
     [
-        ([[5, 0], [0, 1]], [1, 1], "mapped class 1 has 1 sampled places; its standard error needs at least 2"),
+        (
+            [[5, 0], [0, 1]],
+            [1, 1],
+            "mapped class 1 has 1 sampled places; its standard error needs at least 2",
+        ),
         ([[5, 0], [0, 5]], [1, 1, 1], r"a sample matrix of shape \(2, 2\) for mapped areas of shape \(3,\)"),
         ([[5, 0], [0, -5]], [1, 1], "negative"),
         ([[5, 0], [0, 5]], [0, 0], "some area must be mapped"),

@@ -80,12 +80,15 @@ def test_boundary_iou_and_f1_by_definition(pair: tuple[np.ndarray, np.ndarray]) 
     tolerance = max(1.0, 0.0075 * diagonal)
     for k in range(CLASSES):
         width = max(1, round(0.02 * diagonal))
-        filled = [published_region((mask == k) | (mask == 255), width) & (mask == k) for mask in (prediction, truth)]
+        filled = [
+            published_region((mask == k) | (mask == 255), width) & (mask == k) for mask in (prediction, truth)
+        ]
         assert counts.regions[k].tolist() == [(filled[0] & filled[1]).sum(), (filled[0] | filled[1]).sum()]
 
         predicted, true = (edge_map(mask) & (mask == k) for mask in (prediction, truth))
         near_true, near_predicted = (
-            ndimage.distance_transform_edt(~edges) <= tolerance if edges.any() else edges for edges in (true, predicted)
+            ndimage.distance_transform_edt(~edges) <= tolerance if edges.any() else edges
+            for edges in (true, predicted)
         )
         expected = [predicted.sum(), (predicted & near_true).sum(), true.sum(), (true & near_predicted).sum()]
         assert counts.edges[k].tolist() == expected
@@ -138,8 +141,19 @@ def test_a_perfect_prediction_and_a_shifted_one() -> None:
     assert perfect["boundary_iou"] == {"ground": 1, "house": 1, "never": None}
     assert perfect["boundary_f1"]["house"] == {"precision": 1, "recall": 1, "f1": 1}
     assert perfect["boundary_f1"]["never"]["f1"] is None
-    assert perfect["trimap"][0] == {"distance": 1, "mean_iou": 1, "pixel_accuracy": 1, "pixels": 2 * 4 * 100 - 4}
-    assert perfect["objects"]["house"][4] == {"from": 4096, "to": 16383, "objects": 1, "found": 1, "recall": 1}
+    assert perfect["trimap"][0] == {
+        "distance": 1,
+        "mean_iou": 1,
+        "pixel_accuracy": 1,
+        "pixels": 2 * 4 * 100 - 4,
+    }
+    assert perfect["objects"]["house"][4] == {
+        "from": 4096,
+        "to": 16383,
+        "objects": 1,
+        "found": 1,
+        "recall": 1,
+    }
     assert perfect["objects"]["house"][0]["recall"] is None
     json.dumps(perfect, allow_nan=False)
 
@@ -168,7 +182,8 @@ def test_what_lies_under_ignored_pixels_changes_nothing() -> None:
 
 
 def test_sums_of_samples() -> None:
-    counts = [count_boundaries(draw(i, (40, 40), ignored=0), draw(i + 1, (40, 40), ignored=0.1), CLASSES) for i in (1, 5)]
+    pairs = [(draw(i, (40, 40), ignored=0.0), draw(i + 1, (40, 40), ignored=0.1)) for i in (1, 5)]
+    counts = [count_boundaries(*pair, CLASSES) for pair in pairs]
     stacked = BoundaryCounts.stack(counts)
     assert stacked.trimap.shape == (2, len(DISTANCES) + 1, CLASSES, 3)
     np.testing.assert_array_equal(stacked.sum().edges, counts[0].edges + counts[1].edges)

@@ -23,7 +23,9 @@ from visionsft.evaluation.calibration import (
 )
 
 
-def draw(*, classes: int = 4, side: int = 120, sharpness: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+def draw(
+    *, classes: int = 4, side: int = 120, sharpness: float = 1.0, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Logits (K, H, W) and labels drawn from their probabilities, so that the logits are calibrated; then the
     logits times `sharpness`."""
     generator = torch.Generator().manual_seed(seed)

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from datamodules import CameraFrameDataModule, ClassSpec, DataError
 from visionsft.config import Backbone, CameraData, Config
 from visionsft.errors import RunError, WriteError
 from visionsft.evaluation import evaluate
+from visionsft.evaluation.temperature import Temperature, store_temperature
 from visionsft.runs import Run
 
 GREYS = (40, 128, 216)
@@ -260,9 +262,16 @@ def test_boundaries_are_counted_where_they_are_wanted(run: Run) -> None:
         assert kept["boundary_trimap"][0].sum() == 3 * kept["confusions"][0].sum()  # right, true and predicted
 
 
-def test_calibrated_on_validation_and_used_on_test(run: Run) -> None:
-    for index in range(2):  # the only frame of val, made wrong in a third and then in all of its rows
-        picture, _ = make_frame(9, wrong_rows=(8, 24)[index])
-        Image.fromarray(picture).save(make_data(Path(run.config.data.root)).items["val"][0].image)
-        Image.fromarray(make_frame(9, wrong_rows=0)[1]).save(make_data(Path(run.config.data.root)).items["val"][0].label)
-        print(calibrate(run).table())
+def test_a_temperature_is_used_and_changes_no_class(run: Run) -> None:
+    before = evaluate(run)
+    temperature = Temperature(40.0, {"split": "val"}, {})
+    store_temperature(run, "best", temperature)
+    after = evaluate(run)
+    np.testing.assert_array_equal(before.confusion, after.confusion)
+    found = read_scores(run)["calibration"]
+    assert found["temperature"]["value"] == 40.0
+    assert found["temperature"]["ece_before"] == before.counts.details.ece
+    assert found["temperature"]["ece_after"] == found["ece"] == after.counts.details.ece
+    # mean probability of the best class: its logit is 0, the others' -88 and -88 or -176
+    assert found["bins"][-2]["confidence"] == pytest.approx(1 / (1 + np.exp(-2.2) + np.exp(-4.4)), abs=0.02)
+    assert "with temperature 40.000" in after.table()
