@@ -165,7 +165,7 @@ def calibrate(
     from visionsft.runs import Run
 
     Run.open(run)
-    from visionsft.evaluation.calibrating import calibrate
+    from visionsft.evaluation import calibrate
 
     typer.echo(calibrate(run, checkpoint=checkpoint.value).table())
 
@@ -182,7 +182,7 @@ def thresholds(
     from visionsft.runs import Run
 
     Run.open(run)
-    from visionsft.evaluation.thresholds import choose_thresholds
+    from visionsft.evaluation import choose_thresholds
 
     typer.echo(choose_thresholds(run, requirements, checkpoint=checkpoint.value).table())
 

@@ -190,7 +190,20 @@ def test_evaluate(run: Path, replace: Callable[..., list[Any]]) -> None:
     calls = replace("visionsft.evaluation", "evaluate", SimpleNamespace(table=lambda: "class  IoU"))
     result = invoke("evaluate", run, "--split", "val", "--checkpoint", "last")
     assert result.stdout == "class  IoU\n"
-    assert calls == [((run,), {"split": "val", "checkpoint": "last"})]
+    assert calls == [((run,), {"split": "val", "checkpoint": "last", "boundaries": False})]
+
+
+def test_calibrate(run: Path, replace: Callable[..., list[Any]]) -> None:
+    calls = replace("visionsft.evaluation", "calibrate", SimpleNamespace(table=lambda: "temperature 1.5"))
+    assert invoke("calibrate", run).stdout == "temperature 1.5\n"
+    assert calls == [((run,), {"checkpoint": "best"})]
+
+
+def test_thresholds(run: Path, replace: Callable[..., list[Any]]) -> None:
+    calls = replace("visionsft.evaluation", "choose_thresholds", SimpleNamespace(table=lambda: "on val"))
+    result = invoke("thresholds", run, "recall[Car] >= 0.9", "precision[Sky] >= 0.8", "--checkpoint", "last")
+    assert result.stdout == "on val\n"
+    assert calls == [((run, ["recall[Car] >= 0.9", "precision[Sky] >= 0.8"]), {"checkpoint": "last"})]
 
 
 def test_predict(run: Path, replace: Callable[..., list[Any]], tmp_path: Path) -> None:

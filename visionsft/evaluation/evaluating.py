@@ -110,7 +110,15 @@ class Evaluation:
 
     def table(self) -> str:
         """What the command line prints and ``table.txt`` holds."""
-        lines = [self.title, "", self.scores.table(), "", *self.counts.details.lines(), "", *self._worst_lines()]
+        lines = [
+            self.title,
+            "",
+            self.scores.table(),
+            "",
+            *self.counts.details.lines(),
+            "",
+            *self._worst_lines(),
+        ]
         if self.skipped:
             lines += [
                 "",
@@ -147,9 +155,7 @@ def evaluate(
     check_split(loaded.data, split)
     loader = loaded.data.evaluation_loader(split)
     names = loaded.data.classes.names
-    details = Details(
-        len(names), temperature=read_temperature(run, checkpoint), with_boundaries=boundaries
-    )
+    details = Details(len(names), temperature=read_temperature(run, checkpoint), with_boundaries=boundaries)
     counts = count(loaded, progress(loader, f"evaluating {split}"), details)
     scores = summarise(counts.confusions.sum(axis=0), names)
     if scores.pixels == 0:

@@ -178,7 +178,9 @@ def _draw_reliability(axes: Axes, histogram: NDArray[np.float64], *, colour: str
     pixels, confidence, right = histogram[histogram[:, 0] > 0].T
     share = pixels / max(pixels.sum(), 1)
     axes.plot(confidence / pixels, right / pixels, color=colour, linewidth=1.2, label=label)
-    axes.scatter(confidence / pixels, right / pixels, s=8 + 120 * share, color=colour, edgecolor="0.3", linewidth=0.4)
+    axes.scatter(
+        confidence / pixels, right / pixels, s=8 + 120 * share, color=colour, edgecolor="0.3", linewidth=0.4
+    )
 
 
 # ------------------------------------------------------------------------------------------- contact sheet
