@@ -57,7 +57,7 @@ class Details:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """For per_sample.npz: sums by sample, to be sliced and resampled."""
-        kept: dict[str, NDArray[Any]] = {"reliability": self.reliability}
+        kept: dict[str, NDArray[Any]] = {"reliability": self.reliability.astype(np.float32)}
         if self.with_boundaries:
             counts = BoundaryCounts.stack(self._boundaries)
             kept |= {f"boundary_{field.name}": getattr(counts, field.name) for field in fields(counts)}

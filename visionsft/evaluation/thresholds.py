@@ -1,9 +1,6 @@
 """Thresholds: from which probability on a class is given, for a wanted recall or precision.
 
-The rule: a pixel gets the first class, in the order of the thresholds, whose probability reaches its
-threshold; a pixel that reaches none gets the most probable of the classes without a threshold (of all, if
-every class has one). Probabilities are those of the run, with its temperature if it has one.
-
+`RULE` says how a pixel's class is decided. Probabilities are those of the run, with its temperature if it has one.
 Thresholds are chosen on validation, where the requirement is met, and their price is shown on test, where it
 may not be: that is the evidence.
 """
@@ -88,21 +85,16 @@ class OperatingPoint:
 
     def table(self) -> str:
         """What the command line prints."""
-        lines = [
-            f"{self.run} · checkpoint {self.checkpoint} · temperature {self.temperature:.4f}",
-            "",
-            "on val:",
+        title = f"{self.run} · checkpoint {self.checkpoint} · temperature {self.temperature:.4f}"
+        chosen = [
+            f"  {each.wanted}: probability >= {each.value:.6g} gives recall {each.recall:.4f}, "
+            f"precision {each.precision:.4f}"
+            for each in self.thresholds
         ]
-        for chosen in self.thresholds:
-            lines.append(
-                f"  {chosen.wanted}: probability >= {chosen.value:.6g} gives recall {chosen.recall:.4f}, "
-                f"precision {chosen.precision:.4f}"
-            )
-        lines += [
-            "",
-            *(_price_lines(self.price, self.thresholds) if self.price else ["no test split: no price"]),
-        ]
-        return "\n".join([*lines, "", f"rule: {RULE}", f"written: {self.file}"])
+        price = _price_lines(self.price, self.thresholds) if self.price else ["no test split: no price"]
+        return "\n".join(
+            [title, "", "on val:", *chosen, "", *price, "", f"rule: {RULE}", f"written: {self.file}"]
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For thresholds.json."""
