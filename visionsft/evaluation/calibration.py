@@ -51,26 +51,38 @@ def reliability(logits: Tensor, truth: Tensor, *, temperature: float = 1.0) -> N
     probability, right where the truth is k. A bin has its upper edge, not its lower one (as scikit-learn's).
     """
     kept = truth != IGNORE
-    truth = truth[kept]
+    truth = truth[kept].long()
     probabilities = (logits[:, kept].float() / temperature).softmax(0)
-    classes = torch.arange(len(logits), device=logits.device)[:, None]
-    top, found = probabilities.max(0)
-    scores = torch.cat([top[None], probabilities])
-    right = torch.cat([(found == truth)[None], truth == classes])
-    return _histogram(scores, right)
+    best, found = probabilities.max(0)
+    scores = torch.cat([best[None], probabilities])
+    codes = _codes(scores)
+    # each pixel is right in one class's row, and in the first if that class is its best
+    return _histogram(
+        scores, codes, right=torch.cat([codes.gather(0, truth[None] + 1)[0], codes[0, found == truth]])
+    )
 
 
-def _histogram(scores: Tensor, right: Tensor) -> NDArray[np.float64]:
-    """scores: (R, P) float32 in 0..1; right: (R, P) bool -> (R, BINS, 3) float64."""
+def best_reliability(logits: Tensor, truth: Tensor, *, temperature: float = 1.0) -> NDArray[np.float64]:
+    """Row 0 of `reliability` alone, in a fraction of its time: ``(BINS, 3) float64``."""
+    kept = truth != IGNORE
+    best, found = (logits[:, kept].float() / temperature).softmax(0).max(0)
+    codes = _codes(best[None])
+    return _histogram(best[None], codes, right=codes[0, found == truth[kept]])[0]
+
+
+def _codes(scores: Tensor) -> Tensor:
+    """scores: (R, P) float32 in 0..1 -> (R, P) int64, which of the R * BINS bins each is in."""
     rows = torch.arange(len(scores), device=scores.device)[:, None]
-    codes = ((scores * BINS).ceil().long().clamp(1, BINS) - 1 + rows * BINS).ravel()
+    return (scores * BINS).ceil().long().clamp(1, BINS) - 1 + rows * BINS
+
+
+def _histogram(scores: Tensor, codes: Tensor, *, right: Tensor) -> NDArray[np.float64]:
+    """scores, codes: (R, P); right: the codes of those that are right -> (R, BINS, 3)."""
     size = len(scores) * BINS
-    counts = [
-        torch.bincount(codes, minlength=size).double(),
-        torch.bincount(codes, weights=scores.ravel().double(), minlength=size),
-        torch.bincount(codes[right.ravel()], minlength=size).double(),
-    ]
-    return torch.stack(counts, -1).reshape(len(scores), BINS, 3).cpu().numpy()
+    pixels = torch.bincount(codes.ravel(), minlength=size)
+    confidence = torch.bincount(codes.ravel(), weights=scores.ravel().double(), minlength=size)
+    columns = [pixels, confidence, torch.bincount(right, minlength=size)]
+    return torch.stack([column.double() for column in columns], -1).reshape(-1, BINS, 3).cpu().numpy()
 
 
 def calibration_error(histogram: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -181,9 +193,8 @@ def measure(logits: Tensor, truth: Tensor, *, temperature: float = 1.0) -> dict[
     """Negative log-likelihood and calibration errors of pixels: ``(P, K) float`` and ``(P,) int64``."""
     scaled = logits.float() / temperature
     confidence, found = scaled.softmax(1).max(1)
-    histogram = _histogram(confidence[None], (found == truth)[None])
     return {
         "nll": float(F.cross_entropy(scaled.double(), truth)),
-        "ece": float(calibration_error(histogram)[0]),
+        "ece": float(calibration_error(best_reliability(scaled.T, truth))),
         "ece_equal_mass": equal_mass_error(confidence.double().numpy(), (found == truth).numpy()),
     }

@@ -23,8 +23,8 @@ class Details:
         self.temperature = temperature
         self.with_boundaries = with_boundaries
         self._reliability: list[NDArray[np.float64]] = []
-        self._before = np.zeros((num_classes + 1, calibration.BINS, 3))
-        """Of the whole split, without the temperature."""
+        self._before = np.zeros((calibration.BINS, 3))
+        """Of the highest probability over the whole split, without the temperature."""
         self._boundaries: list[BoundaryCounts] = []
 
     def add(self, logits: Tensor, classes: Tensor, masks: Tensor) -> None:
@@ -37,13 +37,10 @@ class Details:
                 self._boundaries.append(count_boundaries(prediction, truth, self.num_classes))
 
     def _add_reliability(self, planes: Tensor, mask: Tensor) -> None:
-        if self.temperature is None:
-            self._reliability.append(calibration.reliability(planes, mask))
-        else:
-            self._reliability.append(
-                calibration.reliability(planes, mask, temperature=self.temperature.value)
-            )
-            self._before += calibration.reliability(planes, mask)
+        value = 1.0 if self.temperature is None else self.temperature.value
+        self._reliability.append(calibration.reliability(planes, mask, temperature=value))
+        if self.temperature is not None:
+            self._before += calibration.best_reliability(planes, mask)
 
     @property
     def reliability(self) -> NDArray[np.float64]:
@@ -74,7 +71,7 @@ class Details:
     def _describe_temperature(self) -> dict[str, Any] | None:
         if self.temperature is None:
             return None
-        before = float(calibration.calibration_error(self._before)[0])
+        before = float(calibration.calibration_error(self._before))
         return {
             "value": self.temperature.value,
             "fitted_on": self.temperature.fitted_on,

@@ -14,6 +14,7 @@ from visionsft.evaluation.calibration import (
     BINS,
     TEMPERATURES,
     PixelSample,
+    best_reliability,
     calibration_error,
     describe,
     equal_mass_error,
@@ -79,6 +80,7 @@ def test_a_temperature_in_the_histogram_divides_the_logits() -> None:
     logits, truth = draw(sharpness=2.0)
     expected = reliability(logits / 2.0, truth)
     np.testing.assert_allclose(reliability(logits, truth, temperature=2.0), expected)
+    np.testing.assert_allclose(best_reliability(logits, truth, temperature=2.0), expected[0])
 
 
 def test_half_precision_logits_are_counted_as_what_they_say() -> None:
