@@ -157,7 +157,7 @@ def reliability_figure(
 
     histogram: ``(K + 1, bins, 3)``, see `visionsft.evaluation.calibration`. Dots grow with the bin's pixels.
     """
-    figure = Figure(figsize=(10.5, 5.6), layout="constrained", dpi=120)
+    figure = Figure(figsize=(11.5, 5.4 + 0.2 * title.count("\n")), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     _draw_reliability(left, histogram[0], colour="0.2", label="highest probability")
     for name, colour, row in zip(names, colours.tolist(), histogram[1:], strict=True):
@@ -169,8 +169,10 @@ def reliability_figure(
         axes.plot((0, 1), (0, 1), color="0.6", linewidth=1, linestyle="--", zorder=0)
         axes.set(xlabel="mean probability of the bin's pixels", aspect="equal", xlim=(0, 1), ylim=(0, 1))
         axes.grid(color="0.92")
-    right.legend(fontsize=8, loc="upper left", ncols=1 + len(names) // 16)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.legend(
+        *right.get_legend_handles_labels(), loc="outside right upper", fontsize=8, ncols=1 + len(names) // 24
+    )
+    figure.suptitle(title + "\n", x=0.01, ha="left", fontsize=11)
     return figure
 
 
