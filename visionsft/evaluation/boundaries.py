@@ -159,8 +159,8 @@ def _disk(radius: float) -> Mask:
 # ------------------------------------------------------------------------------------------------- trimap
 
 
-def edge_distance(truth: Mask) -> NDArray[np.float32]:
-    """Pixels from each pixel to the nearest one on a label edge; very large where the mask has none."""
+def edge_distance(truth: Mask) -> NDArray[Any]:
+    """(H, W) float32: pixels to the nearest one on a label edge; very large where the mask has none."""
     return cv2.distanceTransform((~edge_map(truth)).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
 
 

@@ -50,7 +50,8 @@ class Calibration:
         for split, rows in self.temperature.measured.items():
             if rows is None:
                 lines.append(f"{split:6}has no labelled samples")
-            for name in ("before", "after") if rows else ():
+                continue
+            for name in ("before", "after"):
                 nll, ece, mass = (rows[name][key] for key in ("nll", "ece", "ece_equal_mass"))
                 lines.append(f"{split:6}{name:8}{nll:8.4f}{ece:9.4f}{mass:17.4f}")
         return "\n".join([*lines, "", f"written: {self.file}; evaluate uses it"])

@@ -52,9 +52,9 @@ class Details:
         """Expected calibration error of the split, with the temperature."""
         return float(calibration.calibration_error(self.reliability.sum(axis=0))[0])
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """For per_sample.npz: sums by sample, to be sliced and resampled."""
-        kept: dict[str, NDArray[Any]] = {"reliability": self.reliability.astype(np.float32)}
+    def arrays(self) -> dict[str, Any]:
+        """Arrays for per_sample.npz: sums by sample, to be sliced and resampled."""
+        kept: dict[str, Any] = {"reliability": self.reliability.astype(np.float32)}
         if self.with_boundaries:
             counts = BoundaryCounts.stack(self._boundaries)
             kept |= {f"boundary_{field.name}": getattr(counts, field.name) for field in fields(counts)}
