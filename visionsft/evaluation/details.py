@@ -12,6 +12,8 @@ from torch import Tensor
 
 from visionsft.evaluation import boundaries, calibration
 from visionsft.evaluation.boundaries import BoundaryCounts, count_boundaries
+from visionsft.evaluation.metrics.segmentation import _number as number
+from visionsft.evaluation.metrics.segmentation import _without_nan as without_nan
 from visionsft.evaluation.temperature import Temperature
 
 
@@ -63,7 +65,7 @@ class Details:
     def describe(self, names: Sequence[str]) -> dict[str, Any]:
         """For scores.json."""
         report = {"calibration": calibration.describe(self.reliability.sum(axis=0), names)}
-        report["calibration"]["temperature"] = self._describe_temperature()
+        report["calibration"]["temperature"] = without_nan(self._describe_temperature())
         if self.with_boundaries:
             report["boundaries"] = boundaries.describe(BoundaryCounts.stack(self._boundaries).sum(), names)
         return report
@@ -72,20 +74,19 @@ class Details:
         if self.temperature is None:
             return None
         before = float(calibration.calibration_error(self._before))
-        return {
-            "value": self.temperature.value,
-            "fitted_on": self.temperature.fitted_on,
-            "ece_before": before,
-            "ece_after": self.ece,
-        }
+        known = {"value": self.temperature.value, "fitted_on": self.temperature.fitted_on}
+        return {**known, "ece_before": before, "ece_after": self.ece}
 
     def lines(self) -> list[str]:
         """For the table."""
         known = self._describe_temperature()
         how = "without a temperature; `visionsft calibrate` fits one"
         if known is not None:
-            how = f"with temperature {known['value']:.3f}; {known['ece_before']:.4f} without"
-        lines = [f"calibration error (ECE)  {self.ece:.4f}  ({how})", f"  = {calibration.DEFINITIONS['ece']}"]
+            how = f"with temperature {known['value']:.3f}; {number(known['ece_before'])} without"
+        lines = [
+            f"calibration error (ECE)  {number(self.ece)}  ({how})",
+            f"  = {calibration.DEFINITIONS['ece']}",
+        ]
         if self.with_boundaries:
             lines += boundaries.summary(BoundaryCounts.stack(self._boundaries).sum())
         return lines
