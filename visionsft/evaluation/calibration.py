@@ -151,6 +151,9 @@ class PixelSample:
         labelled = mask != IGNORE
         self.seen += int(labelled.sum())
         kept = labelled & (numbers < self._limit)
+        if int(kept.sum()) > self.size:  # of one batch, too, no more than that can stay
+            self._limit = float(numbers[kept].kthvalue(self.size).values)
+            kept &= numbers <= self._limit
         planes = logits.movedim(1, -1)[kept.to(logits.device)]
         self._parts.append((planes.float().cpu(), mask[kept], numbers[kept]))
         if sum(len(part[1]) for part in self._parts) > 2 * self.size:

@@ -145,7 +145,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
 
-    boundaries: also count how well edges and objects are met, at some 10 ms a frame of 480 x 360.
+    boundaries: also count how well edges and objects are met, at some 14 ms of CPU a frame of 480 x 360.
     """
     from visionsft.training.loading import load_run  # its modules use this package's metrics
 
