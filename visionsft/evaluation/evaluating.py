@@ -1,7 +1,7 @@
 """Evaluation: how good a run's model is on one split, as numbers, files and pictures in the run folder.
 
-Every sample is seen once and counted into a confusion matrix of its own; all numbers come from their sum. The
-matrices are kept (``per_sample.npz``), so that numbers can be remade, sliced and resampled without the model.
+Every sample is seen once and counted into a confusion matrix of its own; all numbers come from their sum, and
+those of `visionsft.evaluation.details` from the sums of its own counts. The matrices and counts are kept (``per_sample.npz``), so that numbers can be remade, sliced and resampled without the model.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Evaluation:
     scores: SegmentationScores
     counts: Counts
     folder: Path
-    """Where scores.json, table.txt, confusion.csv, confusion.png, per_sample.npz, reliability.png and worst.png are."""
+    """Where scores.json, table.txt, per_sample.npz, confusion.csv, and the pictures confusion.png,
+    reliability.png and worst.png are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
 
@@ -145,7 +146,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
 
-    boundaries: also count how well edges and objects are met, at some 14 ms of CPU a frame of 480 x 360.
+    boundaries: also count how well edges and objects are met; it takes more time than all other counting.
     """
     from visionsft.training.loading import load_run  # its modules use this package's metrics
 
