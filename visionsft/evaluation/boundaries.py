@@ -78,11 +78,10 @@ def count_boundaries(prediction: Mask, truth: Mask, num_classes: int) -> Boundar
     prediction, truth = np.ascontiguousarray(prediction), np.ascontiguousarray(truth)
     prediction = np.where(truth == IGNORE, truth, prediction)
     diagonal = math.hypot(*truth.shape)
+    width, tolerance = max(1, round(DILATION_RATIO * diagonal)), max(1.0, TOLERANCE_RATIO * diagonal)
     return BoundaryCounts(
-        regions=_count_regions(
-            prediction, truth, num_classes, width=max(1, round(DILATION_RATIO * diagonal))
-        ),
-        edges=_count_edges(prediction, truth, num_classes, tolerance=max(1.0, TOLERANCE_RATIO * diagonal)),
+        regions=_count_regions(prediction, truth, num_classes, width=width),
+        edges=_count_edges(prediction, truth, num_classes, tolerance=tolerance),
         trimap=_count_trimap(prediction, truth, num_classes),
         objects=_count_objects(prediction, truth, num_classes),
     )
@@ -179,7 +178,7 @@ def _count_trimap(prediction: Mask, truth: Mask, num_classes: int) -> NDArray[np
 
 def _count_objects(prediction: Mask, truth: Mask, num_classes: int) -> NDArray[np.int64]:
     ids = np.zeros(truth.shape, np.int32)  # 0 is no object; the objects of each class follow those before
-    owners = [np.zeros(1, np.int64)]
+    owners = [np.zeros(0, np.int64)]
     total = 0
     for k in np.flatnonzero(_count(truth, num_classes)):
         own = truth == k
@@ -190,10 +189,9 @@ def _count_objects(prediction: Mask, truth: Mask, num_classes: int) -> NDArray[n
     pixels = _bincount(ids, total + 1)[1:]
     hits = _bincount(np.where(prediction == truth, ids, 0), total + 1)[1:]
     sizes = np.searchsorted(SIZES, pixels, side="right")
+    found = np.stack([np.ones_like(hits), 2 * hits >= pixels], axis=-1)
     counts = np.zeros((num_classes, len(SIZES) + 1, 2), np.int64)
-    np.add.at(
-        counts, (np.concatenate(owners)[1:], sizes), np.stack([np.ones_like(hits), 2 * hits >= pixels], -1)
-    )
+    np.add.at(counts, (np.concatenate(owners), sizes), found)
     return counts
 
 
@@ -208,9 +206,8 @@ def boundary_iou(regions: NDArray[np.int64]) -> NDArray[np.float64]:
 def boundary_f1(edges: NDArray[np.int64]) -> NDArray[np.float64]:
     """``(..., K, 4) -> (..., K, 3)``: precision, recall and F1; nan where not defined."""
     precision, recall = ratio(edges[..., 1], edges[..., 0]), ratio(edges[..., 3], edges[..., 2])
-    both, there = np.nan_to_num(precision) + np.nan_to_num(recall), edges[..., 0] + edges[..., 2] > 0
-    product = 2 * np.nan_to_num(precision) * np.nan_to_num(recall)
-    f1 = np.where(there, np.divide(product, both, out=np.zeros_like(both), where=both > 0), np.nan)
+    p, r = np.nan_to_num(precision), np.nan_to_num(recall)
+    f1 = np.where(edges[..., 0] + edges[..., 2] > 0, np.nan_to_num(ratio(2 * p * r, p + r)), np.nan)
     return np.stack([precision, recall, f1], axis=-1)
 
 
@@ -245,9 +242,8 @@ def summary(counts: BoundaryCounts) -> list[str]:
 def _trimap(counts: NDArray[np.int64]) -> list[dict[str, float]]:
     """counts: (D + 1, K, 3)."""
     rows = []
-    for distance, (right, true, predicted) in zip(
-        DISTANCES, np.moveaxis(counts.cumsum(axis=0), -1, 1), strict=False
-    ):
+    for distance, sums in zip(DISTANCES, counts.cumsum(axis=0)[:-1], strict=True):
+        right, true, predicted = sums.T
         pixels = int(true.sum())
         rows.append(
             {

@@ -1,7 +1,8 @@
 """Evaluation: how good a run's model is on one split, as numbers, files and pictures in the run folder.
 
-Every sample is seen once and counted into a confusion matrix of its own; all numbers come from their sum, and
-those of `visionsft.evaluation.details` from the sums of its own counts. The matrices and counts are kept (``per_sample.npz``), so that numbers can be remade, sliced and resampled without the model.
+Every sample is seen once and counted into a confusion matrix of its own, and into the further counts of
+`visionsft.evaluation.details`; all numbers come from their sums. The counts are kept (``per_sample.npz``), so
+that numbers can be remade, sliced and resampled without the model.
 """
 
 from __future__ import annotations
