@@ -202,11 +202,12 @@ def choose(counts: NDArray[np.int64], positives: int, wanted: Requirement) -> Th
         raise DataError(f"{wanted}: no pixel of the validation split is labelled as {wanted.class_name}")
     false, true = counts[:, ::-1].cumsum(axis=1)[:, ::-1]  # given the class with each threshold
     recall, precision = true / positives, true / np.maximum(true + false, 1)
-    meets = np.flatnonzero((recall if wanted.metric == "recall" else precision) >= wanted.at_least)
+    values = recall if wanted.metric == "recall" else precision
+    meets = np.flatnonzero(values >= wanted.at_least)
     if not len(meets):
-        best = f"{recall[0]:.4f}" if wanted.metric == "recall" else f"{precision.max():.4f}"
-        at = "" if wanted.metric == "recall" else f" (at recall {recall[precision.argmax()]:.4f})"
-        raise DataError(f"{wanted}: the validation split allows at most {best}{at}")
+        best = values.argmax()
+        both = f"recall {recall[best]:.4f} and precision {precision[best]:.4f}"
+        raise DataError(f"{wanted}: on the validation split the best is {both}, after the classes before it")
     index = meets[-1] if wanted.metric == "recall" else meets[0]
     return Threshold(wanted, float(STEPS[index]), float(recall[index]), float(precision[index]))
 
@@ -231,9 +232,8 @@ def choose_thresholds(
     scorer = _Scorer(loaded, 1.0 if found is None else found.value)
     thresholds: list[Threshold] = []
     for each in wanted:
-        thresholds.append(
-            choose(*scorer.count(names.index(each.class_name), _pairs(thresholds, names)), each)
-        )
+        counts, positives = scorer.count(names.index(each.class_name), _pairs(thresholds, names))
+        thresholds.append(choose(counts, positives, each))
     price = scorer.price(_pairs(thresholds, names)) if loaded.data.items["test"] else None
     point = OperatingPoint(
         run.name, checkpoint, scorer.temperature, tuple(thresholds), price, run.path / FILE
@@ -268,14 +268,12 @@ class _Scorer:
     def price(self, thresholds: Sequence[tuple[int, float]]) -> Price:
         """The test split with the most probable class, and with the rule."""
         names = self.loaded.data.classes.names
-        plain = ruled = torch.zeros(len(names), len(names), dtype=torch.int64)
+        counts = torch.zeros(2, len(names), len(names), dtype=torch.int64)
         for batch in self._batches("test"):
             probabilities, mask = self._probabilities(batch)
-            plain = plain + confusion_matrix(predict_classes(probabilities), mask, len(names)).cpu()
-            ruled = (
-                ruled + confusion_matrix(apply_thresholds(probabilities, thresholds), mask, len(names)).cpu()
-            )
-        return Price(summarise(plain, names), summarise(ruled, names))
+            both = predict_classes(probabilities), apply_thresholds(probabilities, thresholds)
+            counts += torch.stack([confusion_matrix(classes, mask, len(names)) for classes in both]).cpu()
+        return Price(*(summarise(total, names) for total in counts))
 
     def _batches(self, split: str) -> Iterable[Batch]:
         return progress(self.loaded.data.evaluation_loader(split), f"thresholds on {split}")

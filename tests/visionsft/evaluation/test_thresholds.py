@@ -146,10 +146,12 @@ def test_what_can_not_be_reached_is_said() -> None:
     probabilities = torch.tensor([0.9, 0.8, 0.1]).reshape(1, 1, 1, 3)
     labels = torch.tensor([1, 0, 0]).reshape(1, 1, 3)
     counts = count_scores(probabilities, labels, 0, taken=torch.zeros_like(labels, dtype=torch.bool))
-    with pytest.raises(DataError, match=r"precision\[x\] >= 0.9: .* allows at most 0.6667 \(at recall 1"):
+    with pytest.raises(
+        DataError, match=r"precision\[x\] >= 0.9: .* best is recall 1.0000 and precision 0.6667"
+    ):
         choose(counts, 2, Requirement("precision", "x", 0.9))
-    with pytest.raises(DataError, match=r"recall.*at most 0\.5000"):  # half were taken by an earlier class
-        choose(counts, 4, Requirement("recall", "x", 0.9))
+    with pytest.raises(DataError, match=r"recall\[x\] >= 0.9: .* best is recall 0.5000"):
+        choose(counts, 4, Requirement("recall", "x", 0.9))  # half were taken by an earlier class
     with pytest.raises(DataError, match="no pixel of the validation split is labelled as x"):
         choose(counts, 0, Requirement("recall", "x", 0.9))
 
