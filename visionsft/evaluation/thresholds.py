@@ -121,7 +121,16 @@ def _price_lines(price: Price, thresholds: Sequence[Threshold]) -> list[str]:
         pairs = ((old.recall, new.recall), (old.precision, new.precision), (old.iou, new.iou))
         lines.append(f"{name:{width}}" + "  ".join(f"{number(a):>7} -> {number(b):>6}" for a, b in pairs))
     means = f"{number(price.plain.mean_iou)} -> {number(price.ruled.mean_iou)}"
-    return [*lines, f"mean IoU {means}, {price.plain.pixels:,} pixels; * has a threshold"]
+    lines.append(f"mean IoU {means}, {price.plain.pixels:,} pixels; * has a threshold")
+    return lines + [_verdict(chosen.wanted, price.ruled) for chosen in thresholds]
+
+
+def _verdict(wanted: Requirement, scores: SegmentationScores) -> str:
+    """Whether test has what validation promised."""
+    row = next(row for row in scores.per_class if row.name == wanted.class_name)
+    value = row.recall if wanted.metric == "recall" else row.precision
+    held = "holds on test" if value >= wanted.at_least else "!! does not hold on test"
+    return f"{wanted}: {held}, {number(value)}"
 
 
 # -------------------------------------------------------------------------------------------- requirements

@@ -188,7 +188,19 @@ def test_thresholds_of_a_run_hold_together_on_val_and_cost_on_test(mirror_run: C
         )
     assert [row["threshold"] for row in written["thresholds"]] == [value for _, value in pairs]
     assert written["chosen_on"] == "val"
-    assert "Pedestrian *" in point.table()
+    lines = point.table().splitlines()
+    assert any(line.startswith("Pedestrian *") for line in lines)
+    kept = written["test"]["rule"]["per_class"][2]["recall"]
+    verdict = "holds on test" if kept >= 0.9 else "!! does not hold on test"
+    assert f"recall[Pedestrian] >= 0.9: {verdict}, {kept:.4f}" in lines
+
+
+def test_a_requirement_that_test_breaks_is_marked(mirror_run: Callable[..., Run]) -> None:
+    harder = [(torch.zeros_like(logits), mask) for logits, mask in draw(seed=1)]  # nothing is told apart
+    point = choose_thresholds(
+        mirror_run(NAMES, val=draw(seed=0), test=harder), ["precision[Pedestrian] >= 0.6"]
+    )
+    assert "precision[Pedestrian] >= 0.6: !! does not hold on test, -" in point.table()  # it is never given
 
 
 def test_the_runs_temperature_is_in_the_probabilities(mirror_run: Callable[..., Run]) -> None:
