@@ -193,6 +193,9 @@ def evaluate(
     metadata: Annotated[
         Path | None, typer.Option(help="CSV file about the samples; its first column names them.")
     ] = None,
+    boundaries: Annotated[
+        bool, typer.Option("--boundaries", help="Also score edges and objects (slower).")
+    ] = False,
 ) -> None:
     """Score a run on a split, class by class, with intervals and the worst slices."""
     from visionsft.acceptance import gates_of
@@ -210,6 +213,7 @@ def evaluate(
         group_by=group_by.value,
         slice_by=tuple(sliced),
         metadata=metadata,
+        boundaries=boundaries,
         efficiency=efficiency or any(gate.is_about_efficiency for gate in asked),
     )
     typer.echo(evaluation.table())
@@ -264,6 +268,37 @@ def robustness(
     from visionsft.evaluation.robustness import measure_robustness
 
     typer.echo(measure_robustness(run, split=split, checkpoint=checkpoint.value, limit=limit).table())
+
+
+@app.command()
+def calibrate(
+    run: RunFolder,
+    checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to calibrate.")] = Checkpoint.best,
+) -> None:
+    """Fit the temperature of a run's probabilities on validation."""
+    from visionsft.runs import Run
+
+    Run.open(run)
+    from visionsft.evaluation import calibrate
+
+    typer.echo(calibrate(run, checkpoint=checkpoint.value).table())
+
+
+@app.command()
+def thresholds(
+    run: RunFolder,
+    requirements: Annotated[
+        list[str], typer.Argument(metavar="REQUIREMENT...", help="For example 'recall[Pedestrian] >= 0.9'.")
+    ],
+    checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to use.")] = Checkpoint.best,
+) -> None:
+    """Choose class thresholds on validation, and show their price on test."""
+    from visionsft.runs import Run
+
+    Run.open(run)
+    from visionsft.evaluation import choose_thresholds
+
+    typer.echo(choose_thresholds(run, requirements, checkpoint=checkpoint.value).table())
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -68,6 +69,12 @@ def write_text(target: str | Path, text: str) -> None:
     """Write `text` as UTF-8, all or nothing."""
     with atomic_path(target) as path:
         path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal digest of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_about_writing(error: OSError | RuntimeError, temporary: Path) -> bool:

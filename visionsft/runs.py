@@ -8,6 +8,8 @@
         trainable.txt      what trained, stage by stage
         metrics.csv        every logged number
         checkpoints/       best.ckpt, last.ckpt
+        calibration.json   temperature fitted on validation, by `calibrate`
+        thresholds.json    operating point chosen on validation, by `thresholds`
         evaluation/<split>/
         finished.json      summary; only a finished run has it
 """
@@ -208,6 +210,11 @@ class Run:
         if not zipfile.is_zipfile(path):  # what torch.save writes; a zip's index is at its end
             raise RunError(f"{path}: is not a complete checkpoint ({path.stat().st_size:,} bytes)")
         return path
+
+    def identify(self, kind: Checkpoint) -> dict[str, str]:
+        """A checkpoint's name, file and content, to be kept with what was made of it."""
+        path = self.checkpoint(kind)
+        return {"name": kind, "file": path.name, "sha256": files.sha256(path)}
 
     def evaluation(self, split: str) -> Path:
         """Folder of the results on `split`; made if missing."""

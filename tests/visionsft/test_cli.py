@@ -191,11 +191,24 @@ def test_evaluate(run: Path, replace: Callable[..., list[Any]]) -> None:
     result = invoke("evaluate", run, "--split", "val", "--checkpoint", "last")
     assert result.stdout == "class  IoU\n"
     common = {"split": "val", "checkpoint": "last"}
-    assert calls == [((run,), {**common, "group_by": "group", "slice_by": (), "metadata": None, "efficiency": False})]
+    assert calls == [((run,), {**common, "group_by": "group", "slice_by": (), "metadata": None, "efficiency": False, "boundaries": False})]
     invoke("evaluate", run, "--group-by", "image", "--slice-by", "group", "--slice-by", "sun", "--metadata", "m.csv")
     options = {"group_by": "image", "slice_by": ("group", "sun"), "metadata": Path("m.csv")}
-    options["efficiency"] = False
+    options |= {"efficiency": False, "boundaries": False}
     assert calls[1] == ((run,), {"split": "test", "checkpoint": "best", **options})
+
+
+def test_calibrate(run: Path, replace: Callable[..., list[Any]]) -> None:
+    calls = replace("visionsft.evaluation", "calibrate", SimpleNamespace(table=lambda: "temperature 1.5"))
+    assert invoke("calibrate", run).stdout == "temperature 1.5\n"
+    assert calls == [((run,), {"checkpoint": "best"})]
+
+
+def test_thresholds(run: Path, replace: Callable[..., list[Any]]) -> None:
+    calls = replace("visionsft.evaluation", "choose_thresholds", SimpleNamespace(table=lambda: "on val"))
+    result = invoke("thresholds", run, "recall[Car] >= 0.9", "precision[Sky] >= 0.8", "--checkpoint", "last")
+    assert result.stdout == "on val\n"
+    assert calls == [((run, ["recall[Car] >= 0.9", "precision[Sky] >= 0.8"]), {"checkpoint": "last"})]
 
 
 def test_predict(run: Path, replace: Callable[..., list[Any]], tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
-"""Evaluation: metrics, the judged result of a run, and its pictures."""
+"""Evaluation: metrics, the judged result of a run, its calibration and operating points, areas, and pictures."""
 
+from visionsft.evaluation.area import estimate_areas, pixel_area
+from visionsft.evaluation.calibrating import calibrate
 from visionsft.evaluation.comparison import Pair, compare
 from visionsft.evaluation.counts import Counts, load_counts
 from visionsft.evaluation.evaluating import Evaluation, evaluate
@@ -13,9 +15,12 @@ from visionsft.evaluation.pictures import (
     display,
     error_map,
     overlay,
+    reliability_figure,
 )
 from visionsft.evaluation.robustness import Robustness, measure_robustness
 from visionsft.evaluation.slices import Metadata, Slices, slice_counts
+from visionsft.evaluation.temperature import load_temperature
+from visionsft.evaluation.thresholds import choose_thresholds
 
 __all__ = [
     "Counts",
@@ -28,17 +33,23 @@ __all__ = [
     "SegmentationIntervals",
     "Slices",
     "Verdict",
+    "calibrate",
+    "choose_thresholds",
     "colourise",
     "compare",
     "confusion_figure",
     "contact_sheet",
     "display",
     "error_map",
+    "estimate_areas",
     "evaluate",
     "judge",
     "load_counts",
+    "load_temperature",
     "measure_robustness",
     "overlay",
+    "pixel_area",
+    "reliability_figure",
     "segmentation_intervals",
     "slice_counts",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,8 +62,8 @@ def mean_brightness(batch: Batch, normalisation: Normalisation) -> NDArray[np.fl
     return found
 
 
-def save_counts(counts: Counts, folder: Path) -> None:
-    """Write ``per_sample.npz``."""
+def save_counts(counts: Counts, folder: Path, *, details: Mapping[str, NDArray[Any]] | None = None) -> None:
+    """Write ``per_sample.npz``; details: further arrays by sample, see `visionsft.evaluation.details`."""
     with atomic_path(folder / FILE) as path:
         np.savez_compressed(
             path,
@@ -71,6 +73,7 @@ def save_counts(counts: Counts, folder: Path) -> None:
             classes=np.array(counts.classes),
             confusions=counts.confusions,
             brightness=counts.brightness,
+            **(details or {}),
         )
 
 

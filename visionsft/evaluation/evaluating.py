@@ -1,13 +1,13 @@
 """Evaluation: how good a run's model is on one split, as numbers, files and pictures in the run folder.
 
-Every sample is seen once and counted into a confusion matrix of its own; all numbers come from their sum. The
-matrices are kept (``per_sample.npz``), so that numbers can be remade, sliced and resampled without the model.
+Every sample is seen once and counted into a confusion matrix of its own, and into the further counts of
+`visionsft.evaluation.details`; all numbers come from their sums. The counts are kept (``per_sample.npz``), so
+that numbers can be remade, sliced and resampled without the model.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -27,9 +27,13 @@ from torch.utils.data import Dataset
 
 from datamodules import DataError, SegmentationDataModule
 from datamodules.batch import IGNORE, Batch, Item, Sample
+from datamodules.datasets import EvaluationDataset
+from datamodules.geotiff import SceneReader
 from datamodules.statistics import fingerprint
 from visionsft.errors import nearest
+from visionsft.evaluation.area import compare_areas
 from visionsft.evaluation.counts import Counts, mean_brightness, save_counts
+from visionsft.evaluation.details import Details
 from visionsft.evaluation.efficiency import Efficiency, measure
 from visionsft.evaluation.intervals import FEW_GROUPS, SegmentationIntervals, Unit, segmentation_intervals
 from visionsft.evaluation.metrics import (
@@ -40,9 +44,16 @@ from visionsft.evaluation.metrics import (
     predict_classes,
     summarise,
 )
-from visionsft.evaluation.pictures import Example, confusion_figure, contact_sheet, display
+from visionsft.evaluation.pictures import (
+    Example,
+    confusion_figure,
+    contact_sheet,
+    display,
+    reliability_figure,
+)
 from visionsft.evaluation.slices import Metadata, Slices, choose_kinds, slice_counts
-from visionsft.files import atomic_path, write_text
+from visionsft.evaluation.temperature import read_temperature
+from visionsft.files import atomic_path, sha256, write_text
 from visionsft.models.inference import compute_logits
 from visionsft.models.views import average_views
 from visionsft.runs import Checkpoint, Run, describe_environment
@@ -76,8 +87,11 @@ class Evaluation:
     """Where there are too few groups for intervals: over single images, which are too narrow."""
     slices: Slices | None
     counts: Counts
+    details: Details
+    """Calibration, and boundaries where they were wanted."""
     folder: Path
-    """Where scores.json, table.txt, confusion.csv, confusion.png, per_sample.npz, worst.png and slices.csv are."""
+    """Where scores.json, table.txt, per_sample.npz, confusion.csv, slices.csv, and the pictures confusion.png,
+    reliability.png and worst.png are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
     efficiency: Efficiency | None = None
@@ -103,6 +117,7 @@ class Evaluation:
         """What the command line prints and ``table.txt`` holds."""
         tables = [self.scores.table(), self.intervals.table(self.scores)]
         tables += [self.by_image.table(self.scores)] if self.by_image else []
+        tables += ["\n".join(self.details.lines())]
         tables += [self.slices.table()] if self.slices else []
         tables += [self.efficiency.table()] if self.efficiency else []
         lines = [self.title, "", *"\n\n".join(tables).splitlines(), "", *self._worst_lines()]
@@ -135,12 +150,14 @@ def evaluate(
     group_by: Unit = "group",
     slice_by: Sequence[str] = (),
     metadata: str | Path | None = None,
+    boundaries: bool = False,
     efficiency: bool = False,
 ) -> Evaluation:
     """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
 
     group_by: what is resampled for the intervals. slice_by: "group", "brightness", "name:REGEX" or columns of
     the CSV file `metadata` (all, unless some are given); with neither, the groups where these are 2 to 50.
+    boundaries: also count how well edges and objects are met; it takes more time than all other counting.
     efficiency: also measure what the model costs on this machine, in a few passes over a batch.
     """
     from visionsft.training.loading import load_run  # its modules use this package's metrics
@@ -153,7 +170,8 @@ def evaluate(
     kinds = choose_kinds(slice_by, loaded.data.items[split], table)
     loader = loaded.data.evaluation_loader(split)
     names = loaded.data.classes.names
-    counts = count(loaded, progress(loader, f"evaluating {split}"), num_classes=len(names))
+    details = Details(len(names), temperature=read_temperature(run, checkpoint), with_boundaries=boundaries)
+    counts = count(loaded, progress(loader, f"evaluating {split}"), details)
     scores = summarise(counts.confusions.sum(axis=0), names)
     if scores.pixels == 0:
         samples = f"{len(counts.items)} samples"
@@ -168,6 +186,7 @@ def evaluate(
         by_image=_intervals(counts, "image") if 1 < intervals.groups < FEW_GROUPS <= len(counts.items) else None,
         slices=slice_counts(counts, kinds, metadata=table, unit=group_by),
         counts=counts,
+        details=details,
         folder=run.evaluation(split),
         skipped=len(loaded.data.skipped),
         efficiency=_measure(loaded, loader) if efficiency else None,
@@ -179,18 +198,20 @@ def evaluate(
 # ------------------------------------------------------------------------------------------------ counting
 
 
-def count(loaded: LoadedRun, batches: Iterable[Batch], *, num_classes: int) -> Counts:
-    """One pass over `batches`: a confusion matrix a sample."""
+def count(loaded: LoadedRun, batches: Iterable[Batch], details: Details) -> Counts:
+    """One pass over `batches`: a confusion matrix a sample, and its `details`."""
     items: list[Item] = []
     confusions: list[Tensor] = []
     brightness: list[NDArray[np.float64]] = []
     for batch in batches:
-        classes = predict_classes(infer(loaded, batch["image"])).cpu()
+        logits = infer(loaded, batch["image"])
+        classes = predict_classes(logits).cpu()
         items += batch["item"]
         confusions += [
-            confusion_matrix(*pair, num_classes) for pair in zip(classes, batch["mask"], strict=True)
+            confusion_matrix(*pair, details.num_classes) for pair in zip(classes, batch["mask"], strict=True)
         ]
         brightness.append(mean_brightness(batch, loaded.data.normalisation))
+        details.add(logits, classes, batch["mask"])
     return Counts(
         tuple(items),
         loaded.data.classes.names,
@@ -256,7 +277,7 @@ def _write(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample], 
     write_text(folder / "table.txt", evaluation.table() + "\n")
     with atomic_path(folder / "confusion.csv") as path:
         _write_csv(path, evaluation.confusion, classes.names)
-    save_counts(evaluation.counts, folder)
+    save_counts(evaluation.counts, folder, details=evaluation.details.arrays())
     (folder / "slices.csv").unlink(missing_ok=True)  # of an evaluation by other slices
     if evaluation.slices:
         with atomic_path(folder / "slices.csv") as path:
@@ -266,8 +287,12 @@ def _write(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample], 
     )
     figure = confusion_figure(evaluation.confusion, classes.names, title=_marked(heading, evaluation))
     _save(figure, folder / "confusion.png")
+    histogram = evaluation.details.reliability.sum(axis=0)
+    heading = f"{evaluation.title}\nexpected calibration error {evaluation.details.ece:.4f}"
+    figure = reliability_figure(histogram, classes.names, classes.colours, title=_marked(heading, evaluation))
+    _save(figure, folder / "reliability.png")
     _save(_worst_sheet(evaluation, loaded, dataset), folder / "worst.png")
-    report = _report(evaluation, loaded.data, checkpoint)
+    report = _report(evaluation, loaded.data, checkpoint) | _areas(evaluation, dataset, classes.names)
     write_text(
         folder / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     )
@@ -289,8 +314,7 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
     """The content of scores.json."""
     items = data.items[evaluation.split]
     facts = {"classes": [(spec.name, spec.values) for spec in data.classes.specs], "bands": data.bands}
-    with open(checkpoint, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(checkpoint)
     return {
         "run": evaluation.run,
         "split": evaluation.split,
@@ -308,6 +332,7 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
         "slices_note": evaluation.slices.note if evaluation.slices else None,
         "definitions": DEFINITIONS,
         "confusion": evaluation.confusion.tolist(),
+        **evaluation.details.describe(data.classes.names),
         "data": {
             "root": str(data.root),
             "fingerprint": fingerprint(items, root=data.root, facts=facts),
@@ -317,6 +342,14 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
         "efficiency": evaluation.efficiency and evaluation.efficiency.as_dict(),
         "environment": describe_environment(),
     }
+
+
+def _areas(evaluation: Evaluation, dataset: Dataset[Sample], names: Sequence[str]) -> dict[str, Any]:
+    """Mapped areas beside labelled ones, where samples lie on the ground."""
+    if not isinstance(dataset, EvaluationDataset) or not isinstance(dataset.reader, SceneReader):
+        return {}
+    grids = [dataset.reader.grid(item) for item in evaluation.counts.items]
+    return {"area": compare_areas(evaluation.counts.confusions, grids, names)}
 
 
 # ------------------------------------------------------------------------------------------- worst samples

@@ -1,4 +1,4 @@
-"""Pictures: samples, masks and confusion matrices as RGB arrays and matplotlib figures.
+"""Pictures: samples, masks, confusion matrices and reliability curves as RGB arrays and matplotlib figures.
 
 Arrays are ``(H, W, 3) uint8``; masks are ``(H, W)`` class indices with 255 for "no label". Figures are built
 without pyplot, so that drawing leaves no global state behind: ``figure.savefig(path)``, or show it in a
@@ -153,6 +153,44 @@ def _write_cells(axes: Axes, rows: NDArray[np.float64], pixels: NDArray[np.int64
     for row in np.flatnonzero(pixels == 0).tolist():
         centre = (len(pixels) - 1) / 2
         axes.text(centre, row, "no pixels in truth", ha="center", va="center", size=size, color="0.45")
+
+
+# -------------------------------------------------------------------------------------------- reliability
+
+
+def reliability_figure(
+    histogram: NDArray[np.float64], names: Sequence[str], colours: NDArray[np.uint8], *, title: str
+) -> Figure:
+    """Share right over mean probability, of the highest probability and of each class against the rest.
+
+    histogram: ``(K + 1, bins, 3)``, see `visionsft.evaluation.calibration`. Dots grow with the bin's pixels.
+    """
+    figure = Figure(figsize=(11.5, 5.4 + 0.2 * title.count("\n")), layout="constrained", dpi=110)
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    _draw_reliability(left, histogram[0], colour="0.2", label="highest probability")
+    for name, colour, row in zip(names, colours.tolist(), histogram[1:], strict=True):
+        _draw_reliability(right, row, colour=_hex(colour), label=name)
+    left.set_title("the predicted class", fontsize=10)
+    right.set_title("each class against the rest", fontsize=10)
+    left.set_ylabel("share of them that are right")
+    for axes in (left, right):
+        axes.plot((0, 1), (0, 1), color="0.6", linewidth=1, linestyle="--", zorder=0)
+        axes.set(xlabel="mean probability of the bin's pixels", aspect="equal", xlim=(0, 1), ylim=(0, 1))
+        axes.grid(color="0.92")
+    figure.legend(
+        *right.get_legend_handles_labels(), loc="outside right upper", fontsize=8, ncols=1 + len(names) // 24
+    )
+    figure.suptitle(title + "\n", x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _draw_reliability(axes: Axes, histogram: NDArray[np.float64], *, colour: str, label: str) -> None:
+    pixels, confidence, right = histogram[histogram[:, 0] > 0].T
+    share = pixels / max(pixels.sum(), 1)
+    axes.plot(confidence / pixels, right / pixels, color=colour, linewidth=1.2, label=label)
+    axes.scatter(
+        confidence / pixels, right / pixels, s=8 + 120 * share, color=colour, edgecolor="0.3", linewidth=0.4
+    )
 
 
 # ------------------------------------------------------------------------------------------- contact sheet

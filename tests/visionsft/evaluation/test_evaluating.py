@@ -25,6 +25,7 @@ from visionsft.cli import app
 from visionsft.config import Backbone, CameraData, Config
 from visionsft.errors import RunError, WriteError
 from visionsft.evaluation import evaluate, load_counts
+from visionsft.evaluation.temperature import Temperature, store_temperature
 from visionsft.runs import Run
 
 GREYS = (40, 128, 216)
@@ -32,14 +33,9 @@ GREYS = (40, 128, 216)
 SIZE = (24, 36)
 VIEWS = {"scales": (1.0,), "symmetry": "none"}
 FILES = {
-    "scores.json",
-    "table.txt",
-    "confusion.csv",
-    "confusion.png",
-    "per_sample.npz",
-    "worst.png",
+    "scores.json", "table.txt", "confusion.csv", "confusion.png", "per_sample.npz", "reliability.png", "worst.png",
     "slices.csv",
-}
+}  # fmt: skip
 
 
 class NearestGrey(nn.Module):
@@ -396,3 +392,56 @@ def test_a_quick_look_at_robustness_says_so(run: Run) -> None:
     report = json.loads((run.path / "evaluation" / "test" / "robustness.json").read_text())
     assert report["clean"]["pixels"] == 2 * SIZE[0] * (SIZE[1] - 1)
     assert CliRunner().invoke(app, ["robustness", str(run.path), "--split", "tset"]).exit_code == 2
+
+
+# ------------------------------------------------------------------------------ calibration and boundaries
+
+
+def read_scores(run: Run, split: str = "test") -> dict[str, Any]:
+    return json.loads((run.path / "evaluation" / split / "scores.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_calibration_is_counted_on_a_lattice_and_kept_by_sample(run: Run) -> None:
+    evaluate(run)
+    found = read_scores(run)["calibration"]
+    # NearestGrey is certain of everything, so its error is its share of mistakes: row 0 of the lattice's six, of
+    # frames 1 to 3; no pixel of the unlabelled last column is on the lattice
+    assert found["pixels"] == 4 * 6 * 9
+    assert found["ece"] == pytest.approx(3 * 9 / (4 * 6 * 9))
+    assert found["bins"][-1]["pixels"] == found["pixels"]
+    assert found["temperature"] is None
+    with np.load(run.path / "evaluation" / "test" / "per_sample.npz") as kept:
+        pixels, confidence, right = kept["reliability"][:, 0].sum(axis=1).T
+    assert pixels.tolist() == [54] * 4
+    assert right.tolist() == [54, 45, 45, 45]
+    np.testing.assert_allclose(confidence, pixels)
+
+
+def test_boundaries_are_counted_where_they_are_wanted(run: Run) -> None:
+    evaluate(run)
+    assert "boundaries" not in read_scores(run)
+    evaluation = evaluate(run, boundaries=True)
+    found = read_scores(run)["boundaries"]
+    assert 0 < found["mean_boundary_iou"] < 1
+    assert found["boundary_iou"]["never"] is None
+    assert [row["distance"] for row in found["trimap"]] == [1, 2, 4, 8, 16, 32]
+    assert found["trimap"][-1]["pixels"] == evaluation.scores.pixels
+    assert "boundary IoU" in evaluation.table()
+    with np.load(run.path / "evaluation" / "test" / "per_sample.npz") as kept:
+        assert kept["boundary_regions"].shape == (4, 4, 2)
+        assert kept["boundary_trimap"][0].sum() == 3 * kept["confusions"][0].sum()  # right, true and predicted
+
+
+def test_a_temperature_is_used_and_changes_no_class(run: Run) -> None:
+    before = evaluate(run)
+    temperature = Temperature(40.0, {"split": "val"}, {})
+    store_temperature(run, "best", temperature)
+    after = evaluate(run)
+    np.testing.assert_array_equal(before.confusion, after.confusion)
+    found = read_scores(run)["calibration"]
+    assert found["temperature"]["value"] == 40.0
+    assert found["temperature"]["ece_before"] == before.details.ece
+    assert found["temperature"]["ece_after"] == found["ece"] == after.details.ece
+    # mean probability of the best class: its logit is 0, the others' -88 and -88 or -176
+    assert found["bins"][-2]["confidence"] == pytest.approx(1 / (1 + np.exp(-2.2) + np.exp(-4.4)), abs=0.02)
+    assert "with temperature 40.000" in after.table()

@@ -162,18 +162,18 @@ class SegmentationScores:
         head = f"{'class':{width}}     IoU  recall  precision      F1   share         pixels"
         lines = [head, "-" * len(head)]
         for row in self.per_class:
-            numbers = f"{_number(row.iou):>6}  {_number(row.recall):>6}  {_number(row.precision):>9}"
-            numbers += f"  {_number(row.f1):>6}  {_percent(row.share):>6}  {row.pixels:>13,}"
+            numbers = f"{number(row.iou):>6}  {number(row.recall):>6}  {number(row.precision):>9}"
+            numbers += f"  {number(row.f1):>6}  {_percent(row.share):>6}  {row.pixels:>13,}"
             lines.append(f"{row.name:{width}}  {numbers}")
         return "\n".join([*lines, "-" * len(head), *self._totals()])
 
     def _totals(self) -> list[str]:
         return [
-            f"mean IoU                {_number(self.mean_iou)}",
+            f"mean IoU                {number(self.mean_iou)}",
             f"  = {self.definition}",
-            f"frequency-weighted IoU  {_number(self.frequency_weighted_iou)}",
-            f"pixel accuracy          {_number(self.pixel_accuracy)}",
-            f"mean recall             {_number(self.mean_recall)}",
+            f"frequency-weighted IoU  {number(self.frequency_weighted_iou)}",
+            f"pixel accuracy          {number(self.pixel_accuracy)}",
+            f"mean recall             {number(self.mean_recall)}",
         ]
 
 
@@ -184,7 +184,7 @@ def summarise(confusion: Tensor | NDArray[np.int64], names: Sequence[str]) -> Se
         raise ValueError(f"a confusion matrix of shape {counts.shape} for {len(names)} class names")
     margins = marginal_counts(counts)
     _, truth, predicted = margins
-    share = _ratio(truth, np.full_like(truth, truth.sum()))
+    share = ratio(truth, np.full_like(truth, truth.sum()))
     columns = [*class_scores(margins).values(), share, truth, predicted]
     rows = zip(names, *(column.tolist() for column in columns), strict=True)
     return SegmentationScores(
@@ -218,7 +218,7 @@ def class_fractions(margins: NDArray[Any]) -> dict[str, tuple[NDArray[Any], NDAr
 
 def class_scores(margins: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     """The class metrics of marginal counts: ``(..., 3, K) -> (..., K)`` each, by name; nan if not defined."""
-    return {name: _ratio(*fraction) for name, fraction in class_fractions(margins).items()}
+    return {name: ratio(*fraction) for name, fraction in class_fractions(margins).items()}
 
 
 def total_scores(margins: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
@@ -228,8 +228,8 @@ def total_scores(margins: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     weighted = np.where(truth > 0, truth * np.nan_to_num(scores["iou"]), 0.0)
     return {
         "mean_iou": _mean(scores["iou"]),
-        "frequency_weighted_iou": _ratio(weighted.sum(axis=-1), labelled),
-        "pixel_accuracy": _ratio(right.sum(axis=-1), labelled),
+        "frequency_weighted_iou": ratio(weighted.sum(axis=-1), labelled),
+        "pixel_accuracy": ratio(right.sum(axis=-1), labelled),
         "mean_recall": _mean(scores["recall"]),
     }
 
@@ -239,7 +239,7 @@ def mean_iou(confusions: NDArray[np.int64]) -> NDArray[np.float64]:
     return total_scores(marginal_counts(confusions))["mean_iou"]
 
 
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+def ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
     """part / whole; nan where whole is 0."""
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
@@ -247,7 +247,7 @@ def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over the last axis of what is defined; nan where nothing is."""
     defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
+    return ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
 
 
 def without_nan(value: Any) -> Any:
@@ -259,7 +259,7 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 

@@ -1,0 +1,202 @@
+"""Calibration: how far a model's probabilities are from how often it is right.
+
+Everything is read from reliability histograms: ``(..., bins, 3) float64`` with, for each bin of probability,
+the pixels in it, the sum of their probabilities and how many of them were right. Histograms of samples add up
+to that of the split, so they can be counted in one pass, kept by sample and resampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from datamodules.batch import IGNORE
+from visionsft.evaluation.metrics.segmentation import ratio, without_nan
+
+BINS = 15
+"""Of equal width, as in Guo et al. 2017."""
+STEP = 4
+"""An evaluation counts every fourth pixel of every fourth row: neighbours tell nearly the same."""
+SAMPLE = 200_000
+"""Pixels at most from which a temperature is fitted."""
+TEMPERATURES = (0.05, 20.0)
+"""Within these the temperature is searched."""
+
+DEFINITIONS = {
+    "ece": f"expected calibration error: {BINS} bins of equal width of the highest probability, mean of "
+    "|share that is right - mean probability| weighted by the bins' pixels",
+    "ece_per_class": "the same of each class's own probability in all pixels, one class against the rest; most "
+    "pixels have a probability near 0, so these numbers are small",
+    "pixels": f"labelled pixels on a lattice: every {STEP}th pixel of every {STEP}th row",
+    "temperature": "the logits are divided by it before the softmax, which changes no class; fitted on "
+    "validation by the negative log-likelihood (Guo et al. 2017)",
+}
+"""What each number means; written beside the numbers."""
+
+
+# -------------------------------------------------------------------------------------------- histograms
+
+
+def reliability(logits: Tensor, truth: Tensor, *, temperature: float = 1.0) -> NDArray[np.float64]:
+    """Count one sample: ``(K, H, W) float`` and ``(H, W)``, 255 = left out -> ``(K + 1, BINS, 3) float64``.
+
+    Row 0 is the highest probability, right where its class is the true one; row 1 + k is class k's own
+    probability, right where the truth is k. A bin has its upper edge, not its lower one (as scikit-learn's).
+    """
+    kept = truth != IGNORE
+    truth = truth[kept].long()
+    probabilities = (logits[:, kept].float() / temperature).softmax(0)
+    best, found = probabilities.max(0)
+    scores = torch.cat([best[None], probabilities])
+    codes = _codes(scores)
+    # each pixel is right in one class's row, and in the first if that class is its best
+    return _histogram(
+        scores, codes, right=torch.cat([codes.gather(0, truth[None] + 1)[0], codes[0, found == truth]])
+    )
+
+
+def best_reliability(logits: Tensor, truth: Tensor, *, temperature: float = 1.0) -> NDArray[np.float64]:
+    """Row 0 of `reliability` alone, in a fraction of its time: ``(BINS, 3) float64``."""
+    kept = truth != IGNORE
+    best, found = (logits[:, kept].float() / temperature).softmax(0).max(0)
+    codes = _codes(best[None])
+    return _histogram(best[None], codes, right=codes[0, found == truth[kept]])[0]
+
+
+def _codes(scores: Tensor) -> Tensor:
+    """scores: (R, P) float32 in 0..1 -> (R, P) int64, which of the R * BINS bins each is in."""
+    rows = torch.arange(len(scores), device=scores.device)[:, None]
+    return (scores * BINS).ceil().long().clamp(1, BINS) - 1 + rows * BINS
+
+
+def _histogram(scores: Tensor, codes: Tensor, *, right: Tensor) -> NDArray[np.float64]:
+    """scores, codes: (R, P); right: the codes of those that are right -> (R, BINS, 3)."""
+    size = len(scores) * BINS
+    pixels = torch.bincount(codes.ravel(), minlength=size)
+    confidence = torch.bincount(codes.ravel(), weights=scores.ravel().double(), minlength=size)
+    columns = [pixels, confidence, torch.bincount(right, minlength=size)]
+    return torch.stack([column.double() for column in columns], -1).reshape(-1, BINS, 3).cpu().numpy()
+
+
+def calibration_error(histogram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Expected calibration error of each histogram: ``(..., bins, 3) -> (...)``; nan without pixels."""
+    pixels, confidence, right = np.moveaxis(histogram, -1, 0)
+    return ratio(np.abs(right - confidence).sum(-1), pixels.sum(-1))
+
+
+def equal_mass_error(confidence: NDArray[np.float64], right: NDArray[np.bool_], *, bins: int = BINS) -> float:
+    """The same error with bins of equal pixel counts, which needs all pixels at once: two ``(P,)`` arrays.
+
+    It doesn't depend on where the edges of equal width happen to lie (Nguyen and O'Connor 2015).
+    """
+    order = np.argsort(confidence, kind="stable")
+    gaps = np.array_split(right[order] - confidence[order], bins)
+    return float(sum(abs(gap.sum()) for gap in gaps) / len(order))
+
+
+def describe(histogram: NDArray[np.float64], names: Sequence[str]) -> dict[str, Any]:
+    """The numbers of a ``(K + 1, BINS, 3)`` histogram for scores.json; None where a bin is empty."""
+    top, *classes = [_curve(row) for row in histogram]
+    overall, *errors = calibration_error(histogram).tolist()
+    report = {
+        "ece": overall,
+        "ece_per_class": dict(zip(names, errors, strict=True)),
+        "pixels": int(histogram[0, :, 0].sum()),
+        "bins": top,
+        "bins_per_class": dict(zip(names, classes, strict=True)),
+        "definition": DEFINITIONS,
+    }
+    return without_nan(report)
+
+
+def _curve(histogram: NDArray[np.float64]) -> list[dict[str, float]]:
+    """One reliability curve: (BINS, 3) -> a dict a bin."""
+    pixels, confidence, right = histogram.T
+    columns = (ratio(confidence, pixels), ratio(right, pixels))
+    rows = zip(pixels.astype(int).tolist(), *(column.tolist() for column in columns), strict=True)
+    return [
+        {"from": i / BINS, "to": (i + 1) / BINS, "pixels": count, "confidence": mean, "accuracy": share}
+        for i, (count, mean, share) in enumerate(rows)
+    ]
+
+
+# ------------------------------------------------------------------------------------------- temperature
+
+
+class PixelSample:
+    """A uniform sample without replacement of the labelled pixels of a stream, bounded and seeded.
+
+    Each pixel draws a random number, and those of the smallest numbers stay: so a pixel's chance doesn't
+    depend on the image that it is in.
+    """
+
+    def __init__(self, size: int = SAMPLE, *, seed: int = 0) -> None:
+        self.size = size
+        self.seen = 0
+        """Labelled pixels so far."""
+        self._random = torch.Generator().manual_seed(seed)
+        self._limit = 1.0
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, logits: Tensor, mask: Tensor) -> None:
+        """logits: (B, K, H, W) float; mask: (B, H, W) integer, 255 = left out."""
+        numbers = torch.rand(mask.shape, generator=self._random, dtype=torch.float64)
+        labelled = mask != IGNORE
+        self.seen += int(labelled.sum())
+        kept = labelled & (numbers < self._limit)
+        if int(kept.sum()) > self.size:  # of one batch, too, no more than that can stay
+            self._limit = float(numbers[kept].kthvalue(self.size).values)
+            kept &= numbers <= self._limit
+        planes = logits.movedim(1, -1)[kept.to(logits.device)]
+        self._parts.append((planes.float().cpu(), mask[kept], numbers[kept]))
+        if sum(len(part[1]) for part in self._parts) > 2 * self.size:
+            self._shrink()
+
+    def pixels(self) -> tuple[Tensor, Tensor]:
+        """Logits (P, K) float32 and truth (P,) int64 of the sample."""
+        self._shrink()
+        logits, truth, _ = self._parts[0]
+        return logits, truth.long()
+
+    def _shrink(self) -> None:
+        logits, truth, numbers = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
+        order = numbers.argsort()[: self.size]
+        self._parts = [(logits[order], truth[order], numbers[order])]
+        if len(order) == self.size:
+            self._limit = float(numbers[order[-1]])
+
+
+def fit_temperature(logits: Tensor, truth: Tensor) -> float:
+    """The temperature of lowest negative log-likelihood (Guo et al. 2017): ``(P, K) float`` and ``(P,)``.
+
+    The loss is convex in 1 / temperature, so the sign of its slope there, mean(E[z] - z of the true class),
+    leads to the only minimum. One that lies outside TEMPERATURES gives the nearer end.
+    """
+    logits = logits.double()
+    true = logits.gather(1, truth[:, None]).mean()
+    low, high = np.log(TEMPERATURES)
+    for _ in range(32):
+        middle = (low + high) / 2
+        expected = ((logits / np.exp(middle)).softmax(1) * logits).sum(1).mean()
+        if expected > true:  # too confident: warmer
+            low = middle
+        else:
+            high = middle
+    return float(np.exp((low + high) / 2))
+
+
+def measure(logits: Tensor, truth: Tensor, *, temperature: float = 1.0) -> dict[str, float]:
+    """Negative log-likelihood and calibration errors of pixels: ``(P, K) float`` and ``(P,) int64``."""
+    scaled = logits.float() / temperature
+    confidence, found = scaled.softmax(1).max(1)
+    return {
+        "nll": float(F.cross_entropy(scaled.double(), truth)),
+        "ece": float(calibration_error(best_reliability(scaled.T, truth))),
+        "ece_equal_mass": equal_mass_error(confidence.double().numpy(), (found == truth).numpy()),
+    }

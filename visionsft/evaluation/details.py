@@ -1,0 +1,91 @@
+"""Details: what an evaluation counts of every sample beside its confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from visionsft.evaluation import boundaries, calibration
+from visionsft.evaluation.boundaries import BoundaryCounts, count_boundaries
+from visionsft.evaluation.metrics.segmentation import number, without_nan
+from visionsft.evaluation.temperature import Temperature
+
+
+class Details:
+    """Calibration, and boundaries where they are wanted, sample by sample in the loader's order."""
+
+    def __init__(self, num_classes: int, *, temperature: Temperature | None, with_boundaries: bool) -> None:
+        self.num_classes = num_classes
+        self.temperature = temperature
+        self.with_boundaries = with_boundaries
+        self._reliability: list[NDArray[np.float64]] = []
+        self._before = np.zeros((calibration.BINS, 3))
+        """Of the highest probability over the whole split, without the temperature."""
+        self._boundaries: list[BoundaryCounts] = []
+
+    def add(self, logits: Tensor, classes: Tensor, masks: Tensor) -> None:
+        """One batch: (B, K, H, W) float, and (B, H, W) uint8 and int64."""
+        lattice = np.s_[..., :: calibration.STEP, :: calibration.STEP]
+        for planes, mask in zip(logits[lattice], masks[lattice].to(logits.device), strict=True):
+            self._add_reliability(planes, mask)
+        if self.with_boundaries:
+            for prediction, truth in zip(classes.numpy(), masks.numpy().astype(np.uint8), strict=True):
+                self._boundaries.append(count_boundaries(prediction, truth, self.num_classes))
+
+    def _add_reliability(self, planes: Tensor, mask: Tensor) -> None:
+        value = 1.0 if self.temperature is None else self.temperature.value
+        self._reliability.append(calibration.reliability(planes, mask, temperature=value))
+        if self.temperature is not None:
+            self._before += calibration.best_reliability(planes, mask)
+
+    @property
+    def reliability(self) -> NDArray[np.float64]:
+        """(N, K + 1, BINS, 3), with the temperature; see `visionsft.evaluation.calibration`."""
+        return np.stack(self._reliability)
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error of the split, with the temperature."""
+        return float(calibration.calibration_error(self.reliability.sum(axis=0))[0])
+
+    def arrays(self) -> dict[str, Any]:
+        """Arrays for per_sample.npz: sums by sample, to be sliced and resampled."""
+        kept: dict[str, Any] = {"reliability": self.reliability.astype(np.float32)}
+        if self.with_boundaries:
+            counts = BoundaryCounts.stack(self._boundaries)
+            kept |= {f"boundary_{field.name}": getattr(counts, field.name) for field in fields(counts)}
+        return kept
+
+    def describe(self, names: Sequence[str]) -> dict[str, Any]:
+        """For scores.json."""
+        report = {"calibration": calibration.describe(self.reliability.sum(axis=0), names)}
+        report["calibration"]["temperature"] = without_nan(self._describe_temperature())
+        if self.with_boundaries:
+            report["boundaries"] = boundaries.describe(BoundaryCounts.stack(self._boundaries).sum(), names)
+        return report
+
+    def _describe_temperature(self) -> dict[str, Any] | None:
+        if self.temperature is None:
+            return None
+        before = float(calibration.calibration_error(self._before))
+        known = {"value": self.temperature.value, "fitted_on": self.temperature.fitted_on}
+        return {**known, "ece_before": before, "ece_after": self.ece}
+
+    def lines(self) -> list[str]:
+        """For the table."""
+        known = self._describe_temperature()
+        how = "without a temperature; `visionsft calibrate` fits one"
+        if known is not None:
+            how = f"with temperature {known['value']:.3f}; {number(known['ece_before'])} without"
+        lines = [
+            f"calibration error (ECE)  {number(self.ece)}  ({how})",
+            f"  = {calibration.DEFINITIONS['ece']}",
+        ]
+        if self.with_boundaries:
+            lines += boundaries.summary(BoundaryCounts.stack(self._boundaries).sum())
+        return lines
