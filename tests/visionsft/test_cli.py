@@ -191,7 +191,8 @@ def test_evaluate(run: Path, replace: Callable[..., list[Any]]) -> None:
     result = invoke("evaluate", run, "--split", "val", "--checkpoint", "last")
     assert result.stdout == "class  IoU\n"
     common = {"split": "val", "checkpoint": "last"}
-    assert calls == [((run,), {**common, "group_by": "group", "slice_by": (), "metadata": None, "efficiency": False, "boundaries": False})]
+    plain = {"group_by": "group", "slice_by": (), "metadata": None, "efficiency": False, "boundaries": False}
+    assert calls == [((run,), {**common, **plain})]
     invoke("evaluate", run, "--group-by", "image", "--slice-by", "group", "--slice-by", "sun", "--metadata", "m.csv")
     options = {"group_by": "image", "slice_by": ("group", "sun"), "metadata": Path("m.csv")}
     options |= {"efficiency": False, "boundaries": False}
@@ -212,11 +213,23 @@ def test_thresholds(run: Path, replace: Callable[..., list[Any]]) -> None:
 
 
 def test_predict(run: Path, replace: Callable[..., list[Any]], tmp_path: Path) -> None:
-    calls = replace("visionsft.prediction", "predict", [Path("a.tif"), Path("b.tif")])
+    done = SimpleNamespace(table=lambda: "x.tif  1.0 s", check=lambda: None, files=[Path("a.tif"), Path("b.tif")])
+    calls = replace("visionsft.prediction", "predict_all", done)
     result = invoke("predict", run, "x.tif", "y.tif", "--out", tmp_path / "maps", "--overlay")
-    assert result.stdout == f"2 files in {tmp_path / 'maps'}\n"
-    inputs = [Path("x.tif"), Path("y.tif")]
-    assert calls == [((run, inputs, tmp_path / "maps"), {"overwrite": False, "overlay": True})]
+    assert result.stdout == f"x.tif  1.0 s\n2 results in {tmp_path / 'maps'}\n"
+    arguments, options = calls[0]
+    assert arguments == (run, ["x.tif", "y.tif"], tmp_path / "maps")
+    assert (options["overwrite"], options["resume"], options["overlay"], options["engine"]) == (
+        False, False, True, "local",
+    )  # fmt: skip
+    words = "--layer confidence --vectors gpkg --simplify 1.5 --only road --tile 512 --backend torch --drives"
+    invoke("predict", run, "x.tif", "--out", tmp_path, *words.split())
+    scenes, frames = calls[1][1]["scenes"], calls[1][1]["frames"]
+    assert scenes.layers == ("classes", "confidence")
+    assert (scenes.vectors, scenes.tile, scenes.backend) == (".gpkg", 512, "torch")
+    assert (scenes.polygons.simplify, scenes.polygons.classes) == (1.5, ("road",))
+    assert frames.drives
+    assert invoke("predict", run, "x.tif", "--out", tmp_path, "--simplify", "1").exit_code == 2
 
 
 @pytest.mark.parametrize("arguments", [["evaluate"], ["predict"]])

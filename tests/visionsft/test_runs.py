@@ -204,7 +204,8 @@ def test_resume_lists_what_may_not_change(tmp_path: Path) -> None:
         Run.resume(config(tmp_path, seed=1, strategy={"kind": "lora"}, trainer={"epochs": 30}))
     lines = str(caught.value).splitlines()
     assert "was started with other settings" in lines[0]
-    free = "runs, trainer.epochs, trainer.loggers, data.workers, gates, inference.scales, inference.symmetry"
+    inference = ", ".join(f"inference.{key}" for key in ("scales", "symmetry", "tile", "overlap"))
+    free = f"runs, trainer.epochs, trainer.loggers, data.workers, gates, {inference}"
     assert lines[0].endswith(f"may change only {free}")
     assert "  seed: 0 in the run, 1 now" in lines
     assert '  strategy.kind: "full" in the run, "lora" now' in lines
