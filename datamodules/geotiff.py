@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -312,6 +312,15 @@ class GeoTiffDataModule(SegmentationDataModule):
             cores=[core for _, core in pairs],
         )
 
+    def _outlines(self) -> list[dict[str, Any]]:
+        reader = self._reader()
+        grids = [
+            (item.id, split, reader.grid(item)) for split, items in self.items.items() for item in items
+        ]
+        return [
+            {"id": id, "split": split, "outline": _outline(grid)} for id, split, grid in grids if grid.crs
+        ]
+
     def _facts(self) -> dict[str, object]:
         return {"nodata": self.nodata, "resolution": self.resolution, "names": self.band_names}
 
@@ -515,6 +524,14 @@ def _label_grid(label: Header, scene: Header) -> Grid:
     if not grid.overlaps(own):
         raise DataError(f"{label.path}: covers no part of its scene {scene.path} (it has {sizes})")
     return own
+
+
+def _outline(grid: Grid) -> str:
+    """Corners of the ground as WKT in degrees, longitude first, to about a metre."""
+    rows, cols = np.array([0, 0, 1, 1, 0]) * grid.height, np.array([0, 1, 1, 0, 0]) * grid.width
+    lons, lats = (degrees.tolist() for degrees in grid.to_lonlat(rows, cols))
+    corners = ", ".join(f"{lon:.5f} {lat:.5f}" for lon, lat in zip(lons, lats, strict=True))
+    return f"POLYGON (({corners}))"
 
 
 def _region(item: Item, footprint: np.ndarray) -> Region:

@@ -307,7 +307,7 @@ def _say_missing(path: Path) -> str:
 
 
 def _check_same(run: Run, config: Config) -> None:
-    before, now = _flat(run.config), _flat(config)
+    before, now = flatten(run.config), flatten(config)
     changed = [
         f"  {key}: {before.get(key, 'not set')} in the run, {now.get(key, 'not set')} now"
         for key in {**before, **now}
@@ -319,7 +319,7 @@ def _check_same(run: Run, config: Config) -> None:
         raise RunError("\n".join([first, *changed]))
 
 
-def _flat(config: Config) -> dict[str, str]:
+def flatten(config: Config) -> dict[str, str]:
     """Dotted keys of `config` with their values as JSON, in which NaN equals NaN."""
     flat: dict[str, str] = {}
 

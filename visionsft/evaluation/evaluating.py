@@ -28,6 +28,7 @@ from datamodules import DataError, SegmentationDataModule
 from datamodules.batch import IGNORE, Batch, Item, Sample
 from datamodules.statistics import fingerprint
 from visionsft.errors import RunError, nearest
+from visionsft.evaluation.gallery import RULE, write_gallery
 from visionsft.evaluation.metrics import (
     DEFINITIONS,
     SegmentationScores,
@@ -47,7 +48,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WORST = 8
-"""Samples on the contact sheet."""
+"""Samples on the contact sheet..."""
+GALLERY = 24
+"""...and in the gallery."""
 
 WARNINGS = {
     "train": "TRAINING SPLIT, NO EVIDENCE: the model has learned these very samples. The numbers say how "
@@ -76,7 +79,7 @@ class Evaluation:
     scores: SegmentationScores
     counts: Counts
     folder: Path
-    """Where scores.json, table.txt, confusion.csv, confusion.png, per_sample.npz and worst.png are."""
+    """Where scores.json, table.txt, confusion.csv, confusion.png, per_sample.npz, worst.png and gallery/ are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
 
@@ -219,7 +222,7 @@ def _write(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample], 
     )
     figure = confusion_figure(evaluation.confusion, classes.names, title=_marked(heading, evaluation))
     _save(figure, folder / "confusion.png")
-    _save(_worst_sheet(evaluation, loaded, dataset), folder / "worst.png")
+    _write_worst(evaluation, loaded, dataset)
     report = _report(evaluation, loaded.data, checkpoint)
     write_text(
         folder / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -278,22 +281,27 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
 # ------------------------------------------------------------------------------------------- worst samples
 
 
-def _worst_sheet(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample]) -> Figure:
+def _write_worst(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample]) -> None:
     """Seen a second time, so that the first pass needs to keep no pictures."""
-    worst = evaluation.worst()
-    scores = mean_iou(evaluation.counts.confusions)
+    worst, counts, classes = evaluation.worst(GALLERY), evaluation.counts, loaded.data.classes
+    scores = mean_iou(counts.confusions)
     examples = []
     for index in worst:
-        confusion, item = evaluation.counts.confusions[index], evaluation.counts.items[index]
-        label = f"{item.id} · mean IoU {scores[index]:.4f} · {confusion.sum():,} labelled pixels"
+        pixels = f"{counts.confusions[index].sum():,} labelled pixels"
+        label = f"{counts.items[index].id} · mean IoU {scores[index]:.4f} · {pixels}"
         examples.append(_example(loaded, dataset[index], label))
-    title = (
-        f"{evaluation.title}: the worst {len(worst)}\n"
-        "rule: lowest mean IoU of the single sample, over the classes in its truth or prediction"
+    title = f"{evaluation.title}: the worst {len(worst[:WORST])}\nrule: {RULE}"
+    sheet = contact_sheet(
+        examples[:WORST], names=classes.names, colours=classes.colours, title=_marked(title, evaluation)
     )
-    classes = loaded.data.classes
-    return contact_sheet(
-        examples, names=classes.names, colours=classes.colours, title=_marked(title, evaluation)
+    _save(sheet, evaluation.folder / "worst.png")
+    write_gallery(
+        evaluation.folder / "gallery",
+        examples,
+        [counts.items[index] for index in worst],
+        counts.confusions[worst],
+        names=classes.names,
+        colours=classes.colours,
     )
 
 
