@@ -100,7 +100,7 @@ def footprints(outlines: Sequence[Row]) -> Figure:
     margin = 0.06 * extent
     axes.set_xlim(west - margin, east + margin)
     axes.set_ylim(south - margin / aspect, north + margin / aspect)
-    axes.set_aspect(aspect, adjustable="datalim")
+    axes.set_aspect(aspect)
     axes.set_xlabel("longitude (°)")
     axes.set_ylabel("latitude (°)")
     for axis in (axes.xaxis, axes.yaxis):
@@ -134,9 +134,10 @@ def class_scores(scores: Row) -> Figure:
     for place, row in zip(places, rows, strict=True):
         if interval := intervals.get(row["name"], {}).get("iou"):
             axes.plot(interval, (place, place), color=BLUE, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
-    axes.plot([row["iou"] for row in rows], places, "o", color=BLUE, markersize=6, label="IoU")
+    axes.plot([row["iou"] for row in rows], places, "o", color=BLUE, clip_on=False, label="IoU")
     recall = [np.nan if row["recall"] is None else row["recall"] for row in rows]
-    axes.plot(recall, places, "D", color=VERMILION, markersize=5, fillstyle="none", label="recall")
+    diamond = {"color": VERMILION, "markersize": 5, "fillstyle": "none", "clip_on": False}
+    axes.plot(recall, places, "D", label="recall", **diamond)
     axes.set_yticks(places, [_plain(row["name"]) for row in rows])
     _score_axis(axes)
     return figure

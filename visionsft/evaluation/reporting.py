@@ -32,7 +32,14 @@ PICTURE_BUDGET = 7_500_000
 """Bytes of the gallery's pictures inside the page; with the rest it stays below 10 MB."""
 
 _GROUPS_SHOWN = 40
-_SECTIONS = frozenset({"intervals", "slices", "calibration", "boundaries", "area"})
+_SECTIONS = {
+    "intervals": "how far the numbers may move with other test data (intervals)",
+    "slices": "parts of the data (slices)",
+    "calibration": "whether its confidence can be believed (calibration)",
+    "boundaries": "edges and single objects (boundaries)",
+    "area": "areas on the ground (area estimates)",
+}
+"""Keys of scores.json that may be missing, and what they tell."""
 _CORE = frozenset(
     {"run", "split", "warning", "checkpoint", "samples", "groups", "classes", "scores", "definitions", "confusion",
      "data", "environment"}
@@ -109,7 +116,8 @@ def render(facts: Facts) -> str:
         left_out=len((facts.gallery or {}).get("samples", ())) - len(samples),
         colours=(facts.gallery or {}).get("colours", {}),
         definitions=facts.scores.get("definitions", DEFINITIONS),
-        extras={key: value for key, value in facts.scores.items() if key not in _CORE | _SECTIONS},
+        extras={key: value for key, value in facts.scores.items() if key not in _CORE | _SECTIONS.keys()},
+        missing=_missing(facts),
         commands=commands(facts),
         settings=_by_section(facts.settings),
     )
@@ -125,6 +133,12 @@ def commands(facts: Facts) -> list[str]:
         shlex.join(["visionsft", "evaluate", again, "--split", facts.split, "--checkpoint", checkpoint]),
         shlex.join(["visionsft", "report", again, "--split", facts.split]),
     ]
+
+
+def _missing(facts: Facts) -> list[str]:
+    """What evaluation can tell, but has not."""
+    missing = [text for key, text in _SECTIONS.items() if not facts.scores.get(key)]
+    return missing if facts.gates else [*missing, "requirements"]
 
 
 def _class_rows(facts: Facts) -> list[dict[str, Any]]:
@@ -324,7 +338,7 @@ def _percent(value: float | None) -> str:
     """A share: whole per cents, or as many digits as a small one needs."""
     if value is None or np.isnan(value):
         return "–"
-    digits = 0 if value >= 0.0995 else 1 if value >= 0.00995 else 2
+    digits = 2 if 0 < value < 0.00995 else 0 if 0.0995 <= value < 0.995 or value in (0, 1) else 1
     return f"{value:.{digits}%}".replace("%", " %")
 
 
