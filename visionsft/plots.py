@@ -47,6 +47,9 @@ _WIDTH = 4.9
 _SHOWN = 24
 """Rows at most of a figure with a row a slice."""
 
+_FLATTEST, _TALLEST = 0.45, 1.0
+"""Height of a map over its width."""
+
 Row = Mapping[str, Any]
 
 
@@ -85,21 +88,20 @@ def _curves(rows: Sequence[Row], lines: Mapping[str, tuple[str, str, str]], *, y
 def footprints(outlines: Sequence[Row]) -> Figure:
     """Where the scenes lie: {"id", "split", "outline": WKT polygon in degrees} as in data.json."""
     west, south, east, north = bounds(outlines)
-    aspect = 1 / max(cos(radians((south + north) / 2)), 0.1)
-    extent = max(east - west, (north - south) * aspect, 1e-4)
-    tall = (north - south) * aspect / max(east - west, 1e-9)
-    figure, axes = _figure(min(max(_WIDTH * tall, 2.4), 5.2) + 0.5)
+    aspect = 1 / max(cos(radians((south + north) / 2)), 0.1)  # a degree north in degrees east
+    width, height = max(east - west, 1e-3), max((north - south) * aspect, 1e-3)
+    half = 0.53 * max(width, height / _TALLEST), 0.53 * max(height, width * _FLATTEST)
+    figure, axes = _figure(0.5 + _WIDTH * min(max(height / width, _FLATTEST), _TALLEST))
     for split, (colour, marker) in _SPLITS.items():
         rings = [_ring(each["outline"]) for each in outlines if each["split"] == split]
         for ring in rings:
             axes.add_patch(Polygon(ring, facecolor=(colour, 0.22), edgecolor=colour, linewidth=1))
         if rings:
-            middles = np.array([ring.mean(axis=0) for ring in rings])
+            middles = np.array([ring[:-1].mean(axis=0) for ring in rings])  # a ring ends where it begins
             label = f"{split}: {len(rings):,}"
             axes.plot(*middles.T, marker, color=colour, markersize=4, linestyle="none", label=label)
-    margin = 0.06 * extent
-    axes.set_xlim(west - margin, east + margin)
-    axes.set_ylim(south - margin / aspect, north + margin / aspect)
+    axes.set_xlim((west + east) / 2 - half[0], (west + east) / 2 + half[0])
+    axes.set_ylim((south + north) / 2 - half[1] / aspect, (south + north) / 2 + half[1] / aspect)
     axes.set_aspect(aspect)
     axes.set_xlabel("longitude (°)")
     axes.set_ylabel("latitude (°)")

@@ -24,7 +24,8 @@ _VARIABLES = {
 }
 """The figures' colours as the page's style sheet names them, where each has a light and a dark shade."""
 _COLOUR = re.compile("|".join(_VARIABLES))
-_FONT = re.compile(r"font: ?([\d.]+px)[^;]*")
+_SHORTHAND, _FAMILY = re.compile(r"font: ?([\d.]+px)[^;]*"), re.compile(r"font-family:[^;]*; ?")
+"""How matplotlib before and since 3.10 writes a font, which would win over the style sheet's."""
 
 
 def inline_svg(figure: Figure, *, name: str, alt: str) -> Markup:
@@ -70,6 +71,6 @@ def _adapt(key: str, value: str, name: str) -> str:
         return value.replace("#", f"#{name}-", 1)
     value = value.replace("url(#", f"url(#{name}-")
     if key == "style":
-        value = _FONT.sub(r"font-size: \1", value)
+        value = _FAMILY.sub("", _SHORTHAND.sub(r"font-size: \1", value))
         value = _COLOUR.sub(lambda match: _VARIABLES[match[0]], value)
     return value

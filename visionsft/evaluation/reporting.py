@@ -316,7 +316,7 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": _score, "percent": _percent, "signed": _signed, "number": _number}
+    environment.filters |= {"score": _score, "percent": _percent, "signed": _signed, "number": _number, "words": _words}
     script, style = (_source(environment, name) for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
@@ -339,11 +339,16 @@ def _percent(value: float | None) -> str:
     if value is None or np.isnan(value):
         return "–"
     digits = 2 if 0 < value < 0.00995 else 0 if 0.0995 <= value < 0.995 or value in (0, 1) else 1
-    return f"{value:.{digits}%}".replace("%", " %")
+    return f"{value:.{digits}%}".replace("%", "\u00a0%")
 
 
 def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
+
+
+def _words(name: str) -> str:
+    """A key of the files as a reader's words."""
+    return name.replace("_", " ").replace("iou", "IoU").replace("f1", "F1")
 
 
 def _number(value: Any) -> str:

@@ -30,7 +30,7 @@ all                          228,027     227,099
 INTERVALS = {
     "level": 0.95, "resamples": 2000, "seed": 0, "method": "percentile bootstrap", "unit": "drive", "groups": 2,
     "note": None,
-    "metrics": {"mean_iou": [0.1234, 0.8765], "pixel_accuracy": None},
+    "metrics": {"mean_iou": [0.1234, 0.8768], "pixel_accuracy": None},
     "per_class": {NAMES[0]: {"iou": [0.2, 0.9], "recall": None, "precision": None, "f1": None, "groups": 1,
                              "note": "only one drive has it"}},
 }  # fmt: skip
@@ -63,8 +63,16 @@ OUTLINES = [
 MakeRun = Callable[..., Run]
 
 
-@pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
+@pytest.fixture(scope="session")
+def evidence() -> dict[str, Any]:
+    """What further commands add to a run: options of `make_run`."""
+    extra = {"intervals": INTERVALS, "slices": SLICES, "calibration": CALIBRATION, "boundaries": BOUNDARIES,
+             "area": {"class": {"estimate_ha": 12.5}}, "throughput": {"mpx_s": 1.75}}  # fmt: skip
+    return {"extra": extra, "gates": GATES, "outlines": OUTLINES}
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
     """make_run("name", seed=0, names=NAMES, extra={"slices": ...}, gates=None, outlines=()) -> a run folder."""
 
     def make(
@@ -78,7 +86,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         epochs: int = 3,
         fingerprint: str = "0123456789abcdef",
     ) -> Run:
-        run = Run.create(_config(tmp_path / "runs", name, names, epochs))
+        run = Run.create(_config(tmp_path_factory.mktemp("runs"), name, names, epochs))
         run.write_text("trainable.txt", TRAINABLE)
         run.write_json("environment.json", _environment())
         run.write_json("data.json", _data(names, outlines or []))
