@@ -11,8 +11,9 @@ never the only difference between two things.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import cos, radians
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,13 @@ from visionsft.evaluation.pictures import confusion_figure as confusion
 __all__ = [
     "bounds",
     "class_differences",
+    "class_reliability",
     "class_scores",
     "confusion",
     "footprints",
     "losses",
+    "precision_recall",
+    "precision_recall_points",
     "reliability",
     "sample_scores",
     "slices",
@@ -193,9 +197,9 @@ def slices(rows: Sequence[Row]) -> Figure:
 
 
 def reliability(bins: Sequence[Row]) -> Figure:
-    """How often pixels of a confidence are right: {"confidence", "accuracy", "count"...}; dots by their share."""
-    filled = [row for row in bins if row["count"]]
-    share = np.array([row["count"] for row in filled], np.float64)
+    """How often pixels of a confidence are right: {"confidence", "accuracy", "pixels"}; dots by their pixels."""
+    filled = [row for row in bins if row["pixels"]]
+    share = np.array([row["pixels"] for row in filled], np.float64)
     share /= max(share.sum(), 1)
     confidence, accuracy = ([row[key] for row in filled] for key in ("confidence", "accuracy"))
     figure, axes = _figure(3.4)
@@ -208,6 +212,39 @@ def reliability(bins: Sequence[Row]) -> Figure:
     axes.set_ylabel("share predicted right")
     _legend(axes)
     return figure
+
+
+def class_reliability(bins_per_class: Mapping[str, Sequence[Row]]) -> Figure:
+    """How often pixels are of a class, by the probability given to it: small axes, one a class."""
+    figure, grid = _small_axes(bins_per_class)
+    for axes, bins in zip(grid, bins_per_class.values(), strict=False):
+        filled = [row for row in bins if row["pixels"]]
+        axes.plot((0, 1), (0, 1), color=MUTED, linewidth=0.8, linestyle="--")
+        axes.plot([row["confidence"] for row in filled], [row["accuracy"] for row in filled], color=BLUE)
+    return figure
+
+
+def precision_recall(bins_per_class: Mapping[str, Sequence[Row]]) -> Figure:
+    """Precision over recall of each class against the rest, at the bins' lower ends as thresholds."""
+    figure, grid = _small_axes(bins_per_class)
+    for axes, bins in zip(grid, bins_per_class.values(), strict=False):
+        recall, precision = precision_recall_points(bins)
+        axes.plot(recall, precision, color=BLUE, marker="o", markersize=2.5)
+    return figure
+
+
+def precision_recall_points(bins: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """Recall and precision, the highest threshold first; none for a class without true pixels.
+
+    A bin holds pixels, and the share of them ("accuracy") that are of the class: what lies above a threshold
+    is summed from the top, so that the points are exact, and only as many as there are bins.
+    """
+    taken = np.cumsum([row["pixels"] for row in reversed(bins)], dtype=np.float64)
+    right = np.cumsum([row["pixels"] * (row["accuracy"] or 0.0) for row in reversed(bins)])
+    seen = taken > 0
+    if not right[-1] > 0:
+        return [], []
+    return (right[seen] / right[-1]).tolist(), (right[seen] / taken[seen]).tolist()
 
 
 def trimap(rows: Sequence[Row]) -> Figure:
@@ -239,6 +276,20 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set(color=MUTED, size=9)
     return figure, axes
+
+
+def _small_axes(names: Iterable[str]) -> tuple[Figure, list[Axes]]:
+    """A figure of small axes from 0 to 1, four in a row, under their names."""
+    titles = list(names)
+    rows = -(-len(titles) // 4)
+    figure = Figure(figsize=(_WIDTH, 1.35 * rows), layout="constrained", facecolor=PAPER)
+    grid = [figure.add_subplot(rows, 4, 1 + index, facecolor="none") for index in range(len(titles))]
+    for axes, title in zip(grid, titles, strict=True):
+        axes.set_title(_plain(shorten(title, 18, placeholder="…")), fontsize=8, color=INK, loc="left")
+        axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xticks=(0, 1), yticks=(0, 1), aspect="equal")
+        axes.tick_params(labelsize=7, length=0, labelcolor=MUTED)
+        axes.spines[:].set_color(RULE)
+    return figure, grid
 
 
 def _legend(axes: Axes) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from sklearn.metrics import precision_score, recall_score
 
 from visionsft import plots
 
@@ -65,11 +68,37 @@ def test_slices_have_the_worst_on_top():
 
 
 def test_reliability_dots_grow_with_their_share_and_empty_bins_have_none():
-    bins = [{"confidence": c, "accuracy": c / 2, "count": n} for c, n in ((0.1, 0), (0.5, 10), (0.9, 30))]
+    bins = [{"confidence": c, "accuracy": c / 2, "pixels": n} for c, n in ((0.1, 0), (0.5, 10), (0.9, 30))]
     figure = plots.reliability(bins)
     (dots,) = figure.axes[0].collections
     assert dots.get_offsets().tolist() == [[0.5, 0.25], [0.9, 0.45]]
     assert dots.get_sizes()[0] < dots.get_sizes()[1]
+
+
+def test_precision_and_recall_are_those_of_the_sorted_probabilities():
+    rng = np.random.default_rng(0)
+    probability = rng.random(2000).round(3)
+    is_class = rng.random(2000) < probability**2
+    edges = np.linspace(0, 1, 11)
+    inside = [(probability >= low) & (probability < high) for low, high in pairwise([*edges[:-1], 1.1])]
+    bins = [{"pixels": int(where.sum()), "accuracy": is_class[where].mean()} for where in inside]
+    recall, precision = plots.precision_recall_points([*bins, {"pixels": 0, "accuracy": None}])
+    expected = [
+        (recall_score(is_class, probability >= low), precision_score(is_class, probability >= low))
+        for low in edges[-2::-1]
+    ]
+    np.testing.assert_allclose(list(zip(recall, precision, strict=True)), expected)
+    assert plots.precision_recall_points([{"pixels": 5, "accuracy": 0.0}]) == ([], [])
+
+
+def test_classes_have_small_axes_of_their_own():
+    bins = [{"pixels": 4, "confidence": 0.3, "accuracy": 0.5}, {"pixels": 0, "confidence": None, "accuracy": None}]
+    for draw in (plots.class_reliability, plots.precision_recall):
+        figure = draw({"a": bins, "$b$": bins})
+        figure.draw_without_rendering()
+        assert [axes.get_title(loc="left").replace("\\", "") for axes in figure.axes] == ["a", "$b$"]
+    curve = plots.class_reliability({"a": bins}).axes[0].lines[-1]
+    assert (curve.get_xdata().tolist(), curve.get_ydata().tolist()) == ([0.3], [0.5])
 
 
 def test_the_histogram_counts_every_labelled_sample():

@@ -63,6 +63,8 @@ class Facts:
     scores: Mapping[str, Any]
     samples: Samples
     gates: Mapping[str, Any] | None
+    robustness: Mapping[str, Any] | None
+    thresholds: Mapping[str, Any] | None
     gallery: Mapping[str, Any] | None
 
     @property
@@ -111,6 +113,8 @@ def read_facts(run: Run | str | Path, *, split: str = "test") -> Facts:
         scores=_need(folder / "scores.json"),
         samples=_read_samples(folder / "per_sample.npz"),
         gates=_read(folder / "gates.json"),
+        robustness=_read(folder / "robustness.json"),
+        thresholds=_read(run.path / "thresholds.json"),
         gallery=_read(folder / "gallery" / "index.json"),
     )
 

@@ -33,16 +33,23 @@ PICTURE_BUDGET = 7_500_000
 
 _GROUPS_SHOWN = 40
 _SECTIONS = {
-    "intervals": "how far the numbers may move with other test data (intervals)",
-    "slices": "parts of the data (slices)",
-    "calibration": "whether its confidence can be believed (calibration)",
-    "boundaries": "edges and single objects (boundaries)",
-    "area": "areas on the ground (area estimates)",
+    "intervals": ("how far the numbers may move", "visionsft evaluate {run} --split {split}"),
+    "slices": ("parts of the data", "visionsft evaluate {run} --split {split} --slice-by group"),
+    "calibration": ("confidence", "visionsft evaluate {run} --split {split}"),
+    "boundaries": ("edges and objects", "visionsft evaluate {run} --split {split} --boundaries"),
+    "area": ("areas on the ground", "visionsft evaluate {run} --split {split}, of georeferenced scenes"),
+    "efficiency": ("costs", "visionsft evaluate {run} --split {split} --efficiency"),
 }
-"""Keys of scores.json that may be missing, and what they tell."""
+"""Keys of scores.json that may be missing: what they tell, and the command that stores them."""
+_FILES = {
+    "gates": ("requirements", "visionsft evaluate {run} --split {split} --gates"),
+    "robustness": ("worse conditions", "visionsft robustness {run} --split {split}"),
+    "thresholds": ("operating point", "visionsft thresholds {run} 'recall[CLASS] >= 0.9'"),
+}
+"""The same of files."""
 _CORE = frozenset(
     {"run", "split", "warning", "checkpoint", "samples", "groups", "classes", "scores", "definitions", "confusion",
-     "data", "environment"}
+     "data", "environment", "slices_note"}
 )  # fmt: skip
 """Keys of every scores.json; what is in neither set is shown as it stands."""
 
@@ -135,10 +142,12 @@ def commands(facts: Facts) -> list[str]:
     ]
 
 
-def _missing(facts: Facts) -> list[str]:
-    """What evaluation can tell, but has not."""
-    missing = [text for key, text in _SECTIONS.items() if not facts.scores.get(key)]
-    return missing if facts.gates else [*missing, "requirements"]
+def _missing(facts: Facts) -> list[tuple[str, str]]:
+    """What could be told, but hasn't been measured, and the command that does."""
+    asked = [told for key, told in _SECTIONS.items() if not facts.scores.get(key)]
+    asked += [told for key, told in _FILES.items() if getattr(facts, key) is None]
+    run = shlex.quote(str(facts.path))
+    return [(what, command.format(run=run, split=facts.split)) for what, command in asked]
 
 
 def _class_rows(facts: Facts) -> list[dict[str, Any]]:
@@ -215,6 +224,11 @@ def _charts(facts: Facts) -> dict[str, Markup]:
     if calibration := scores.get("calibration"):
         alt = "Reliability curve: accuracy by confidence; the table has its numbers."
         draw("reliability", plots.reliability(calibration["bins"]), alt)
+        by_class = calibration["bins_per_class"]
+        alt = "Small curves: {} of {}."
+        draw("class_reliability", plots.class_reliability(by_class), alt.format("reliability", ", ".join(by_class)))
+        curves = plots.precision_recall(by_class)
+        draw("precision_recall", curves, alt.format("precision and recall", ", ".join(by_class)))
     if trimap := scores.get("boundaries", {}).get("trimap"):
         alt = "Line chart: scores by distance to the true edge; the table has its numbers."
         draw("trimap", plots.trimap(trimap), alt)
@@ -316,7 +330,7 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": _score, "percent": _percent, "signed": _signed, "number": _number, "words": _words}
+    environment.filters |= {"score": _score, "percent": _percent, "signed": _signed, "number": _number, "words": _words, "sentence": _sentence}
     script, style = (_source(environment, name) for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
@@ -349,6 +363,10 @@ def _signed(value: float) -> str:
 def _words(name: str) -> str:
     """A key of the files as a reader's words."""
     return name.replace("_", " ").replace("iou", "IoU").replace("f1", "F1")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _number(value: Any) -> str:

@@ -40,15 +40,33 @@ SLICES = [
     {"by": "<i>rain</i>", "value": "yes", "samples": 4, "groups": 1, "pixels": 9, "mean_iou": 0.4, "interval": None,
      "pixel_accuracy": 0.6, "mean_recall": 0.5, "recall": {}, "iou": {}, "note": "one group"},
 ]  # fmt: skip
+BINS = [
+    {"from": 0.0, "to": 0.5, "pixels": 10, "confidence": 0.4, "accuracy": 0.3},
+    {"from": 0.5, "to": 0.8, "pixels": 0, "confidence": None, "accuracy": None},
+    {"from": 0.8, "to": 1.0, "pixels": 90, "confidence": 0.9, "accuracy": 0.7},
+]
 CALIBRATION = {
-    "bins": [{"low": 0.0, "high": 0.5, "count": 10, "confidence": 0.4, "accuracy": 0.3},
-             {"low": 0.5, "high": 1.0, "count": 90, "confidence": 0.9, "accuracy": 0.7}],
-    "ece": 0.19, "ece_per_class": {NAMES[0]: 0.21}, "temperature": None, "definition": "two bins of equal width.",
+    "ece": 0.19, "ece_per_class": {NAMES[0]: 0.21, NAMES[1]: None}, "pixels": 100, "bins": BINS,
+    "bins_per_class": dict.fromkeys(NAMES, BINS), "definition": {"ece": "two bins of equal width."},
+    "temperature": {"value": 1.234, "fitted_on": {"split": "val", "pixels": 9, "of": 9, "seed": 0},
+                    "ece_before": 0.2, "ece_after": 0.19},
 }  # fmt: skip
+EDGES = {"precision": None, "recall": 0.5, "f1": 0.45}
 BOUNDARIES = {
-    "boundary_iou": {NAMES[0]: 0.35}, "boundary_f1": {NAMES[0]: 0.45}, "objects": {}, "definition": "2 pixels wide.",
-    "trimap": [{"distance": 1, "mean_iou": 0.3, "pixel_accuracy": 0.4},
-               {"distance": 4, "mean_iou": 0.5, "pixel_accuracy": 0.6}],
+    "mean_boundary_iou": 0.35, "boundary_iou": {NAMES[0]: 0.35}, "boundary_f1": {NAMES[0]: EDGES},
+    "objects": {NAMES[0]: [{"from": 1, "to": 63, "objects": 4, "found": 3, "recall": 0.75},
+                           {"from": 64, "to": None, "objects": 0, "found": 0, "recall": None}]},
+    "definition": {"boundary_iou": "2 pixels wide."},
+    "trimap": [{"distance": 1, "mean_iou": 0.3, "pixel_accuracy": 0.4, "pixels": 5},
+               {"distance": 4, "mean_iou": 0.5, "pixel_accuracy": 0.6, "pixels": 9}],
+}  # fmt: skip
+AREA = {
+    "unit": "hectares", "mapped": {NAMES[0]: 12.5}, "labelled": {NAMES[0]: 10.0}, "mapped_share": {NAMES[0]: 0.5},
+    "labelled_share": {NAMES[0]: 0.4}, "bias": {NAMES[0]: 0.25}, "definition": {"note": "a census of chosen scenes"},
+}  # fmt: skip
+EFFICIENCY = {
+    "parameters": 228_027, "gmacs_per_mpx": 12.3, "peak_memory_mb": None, "machine": "a laptop",
+    "throughput": {"mpx_s": 1.75, "shape": [8, 3, 24, 32], "repeats": 5},
 }  # fmt: skip
 GATES = {
     "passed": False,
@@ -66,9 +84,10 @@ MakeRun = Callable[..., Run]
 @pytest.fixture(scope="session")
 def evidence() -> dict[str, Any]:
     """What further commands add to a run: options of `make_run`."""
-    extra = {"intervals": INTERVALS, "slices": SLICES, "calibration": CALIBRATION, "boundaries": BOUNDARIES,
-             "area": {"class": {"estimate_ha": 12.5}}, "throughput": {"mpx_s": 1.75}}  # fmt: skip
-    return {"extra": extra, "gates": GATES, "outlines": OUTLINES}
+    extra = {"intervals": INTERVALS, "slices": SLICES, "slices_note": "Two slices.", "calibration": CALIBRATION,
+             "boundaries": BOUNDARIES, "area": AREA, "efficiency": EFFICIENCY,
+             "later_key": {"a": {"x": 98.76}, "b": {"x": None}}}  # fmt: skip
+    return {"extra": extra, "gates": GATES, "outlines": OUTLINES, "conditions": True}
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +102,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         extra: dict[str, Any] | None = None,
         gates: dict[str, Any] | None = None,
         outlines: list[dict[str, str]] | None = None,
+        conditions: bool = False,
         epochs: int = 3,
         fingerprint: str = "0123456789abcdef",
     ) -> Run:
@@ -97,6 +117,8 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
         _write_evaluation(run, names, truths, predictions, {"fingerprint": fingerprint}, extra or {})
         if gates:
             (run.evaluation("test") / "gates.json").write_text(json.dumps(gates))
+        if conditions:
+            _write_conditions(run)
         return run
 
     return make
@@ -114,6 +136,20 @@ def _config(runs: Path, name: str, names: tuple[str, ...], epochs: int) -> Confi
     return Config.model_validate(
         {"name": name, "runs": runs, "data": data, "backbone": backbone, "trainer": {"epochs": epochs}}
     )
+
+
+def _write_conditions(run: Run) -> None:
+    """robustness.json and thresholds.json."""
+    scores = json.loads((run.evaluation("test") / "scores.json").read_text())["scores"]
+    condition = {"corruption": "haze", "description": "a white veil", "severity": 2, "strength": 0.4, "drop": 0.111,
+                 "scores": scores}  # fmt: skip
+    robustness = {"samples": 8, "samples_in_split": 8, "clean": scores, "conditions": [condition]}
+    (run.evaluation("test") / "robustness.json").write_text(json.dumps(robustness))
+    row = {"class": NAMES[1], "threshold": 0.2345, "wanted": f"recall[{NAMES[1]}] >= 0.9",
+           "val": {"recall": 0.91, "precision": 0.42}}  # fmt: skip
+    thresholds = {"rule": "the first class", "temperature": 1.0, "thresholds": [row],
+                  "test": {"argmax": scores, "rule": scores}}  # fmt: skip
+    run.write_json("thresholds.json", thresholds)
 
 
 def _environment() -> dict[str, Any]:

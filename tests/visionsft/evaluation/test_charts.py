@@ -10,7 +10,7 @@ import pytest
 from visionsft import plots
 from visionsft.evaluation.charts import inline_svg
 
-BINS = [{"confidence": 0.2, "accuracy": 0.3, "count": 3}, {"confidence": 0.9, "accuracy": 0.8, "count": 9}]
+BINS = [{"confidence": 0.2, "accuracy": 0.3, "pixels": 3}, {"confidence": 0.9, "accuracy": 0.8, "pixels": 9}]
 SCORES = {"scores": {"per_class": [{"name": "<script>1</script> & co", "iou": 0.5, "recall": None}]}}
 
 

@@ -96,23 +96,29 @@ def test_all_evidence_is_shown(page):
         "only one drive has it",
         "two bins of equal width.",
         "2 pixels wide.",
-        "12.5",  # an area
-        "1.75",  # of a key that nobody told the report about
-        "visionsft evaluate",
+        "temperature of 1.234",
+        "Two slices.",
+        "64 and more",
+        "a census of chosen scenes",
+        "1.75 million pixels a second",
+        "a white veil",
+        "0.2345",
+        "98.76",  # of a key that nobody told the report about
     ):
         assert text in words, text
     assert "Not in this evaluation" not in words
     charts = {each["aria-label"].split(":")[0] for each in page.all("svg")}
-    assert charts == {"Line chart", "Map", "Dot chart", "Histogram", "Reliability curve"}
+    assert charts == {"Line chart", "Map", "Dot chart", "Histogram", "Reliability curve", "Small curves"}
 
 
 def test_what_is_absent_is_said_with_its_command(make_run):
     run = make_run("one")
     words = " ".join(Page(report(run)).text.split())
-    missing = words.partition("Not in this evaluation")[2]
-    for text in ("intervals", "slices", "calibration", "boundaries", "area estimates", "requirements"):
-        assert text in missing[:500]
-    assert f"visionsft evaluate {run.path} --split test" in missing[:500]
+    missing = words.partition("Not in this evaluation")[2].partition("Where it fails")[0]
+    for command in ("evaluate", "robustness"):
+        assert f"visionsft {command} {run.path} --split test" in missing
+    for option in ("--slice-by group", "--boundaries", "--efficiency", "--gates"):
+        assert option in missing
     assert "drive a" in words  # the table of drives in place of a map
     assert "interval 0." not in words
 
