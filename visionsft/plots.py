@@ -158,8 +158,10 @@ def class_differences(first: Row, second: Row, *, names: tuple[str, str]) -> Fig
     places = range(len(rows))
     for place, (_, one, two) in zip(places, rows, strict=True):
         axes.plot((one, two), (place, place), color=MUTED, linewidth=1)
-    axes.plot([row[1] for row in rows], places, "o", color=BLUE, fillstyle="none", label=_plain(names[0]))
-    axes.plot([row[2] for row in rows], places, "s", color=VERMILION, markersize=5, label=_plain(names[1]))
+    styles = ({"marker": "o", "color": BLUE, "fillstyle": "none"}, {"marker": "s", "color": VERMILION})
+    for column, (name, style) in enumerate(zip(names, styles, strict=True), start=1):
+        scores = [row[column] for row in rows]
+        axes.plot(scores, places, linestyle="none", markersize=5, clip_on=False, label=_plain(name), **style)
     axes.set_yticks(places, [_plain(row[0]) for row in rows])
     _score_axis(axes)
     axes.set_xlabel("IoU")

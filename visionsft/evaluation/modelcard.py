@@ -18,7 +18,7 @@ def model_card(facts: Facts) -> str:
     head = yaml.safe_dump(_head(facts), sort_keys=False, allow_unicode=True)
     environment = Environment(
         loader=PackageLoader("visionsft.evaluation"),
-        autoescape=False,  # noqa: S701 (Markdown: `plain` escapes what comes from outside)
+        autoescape=False,  # Markdown is no HTML: `_plain` escapes what comes from outside
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -300,8 +300,8 @@ def render_comparison(first: Facts, second: Facts) -> str:
 
 
 def _differences(first: Mapping[str, str], second: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """(key, value, value) of what differs."""
-    keys = dict.fromkeys([*first, *second])
+    """(key, value, value) of what differs, but for where the runs are."""
+    keys = [key for key in dict.fromkeys([*first, *second]) if key not in ("name", "runs")]
     both = [(key, first.get(key, "not set"), second.get(key, "not set")) for key in keys]
     return [(key, one, two) for key, one, two in both if one != two]
 
@@ -330,7 +330,7 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": _score, "percent": _percent, "signed": _signed, "number": _number, "words": _words, "sentence": _sentence}
+    environment.filters |= _FILTERS
     script, style = (_source(environment, name) for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
@@ -376,3 +376,14 @@ def _number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+_FILTERS = {
+    "number": _number,
+    "percent": _percent,
+    "score": _score,
+    "sentence": _sentence,
+    "signed": _signed,
+    "words": _words,
+}
+"""What the templates write values with."""

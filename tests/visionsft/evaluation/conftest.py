@@ -70,8 +70,9 @@ EFFICIENCY = {
 }  # fmt: skip
 GATES = {
     "passed": False,
-    "gates": [{"expression": "mean_iou >= 0.7", "value": 0.5, "limit": 0.7, "margin": -0.2, "passed": False, "note": None},
-              {"expression": "ece <= 0.3", "value": 0.19, "limit": 0.3, "margin": 0.11, "passed": True, "note": None}],
+    "gates": [{"expression": "mean_iou >= 0.7", "value": 0.5, "limit": 0.7, "margin": -0.2, "passed": False,
+               "note": ""},
+              {"expression": "ece <= 0.3", "value": 0.19, "limit": 0.3, "margin": 0.11, "passed": True, "note": ""}],
 }  # fmt: skip
 OUTLINES = [
     {"id": "a.tif", "split": "train", "outline": "POLYGON ((6.1 50.4, 6.2 50.4, 6.2 50.5, 6.1 50.5, 6.1 50.4))"},
@@ -166,8 +167,9 @@ def _data(names: tuple[str, ...], outlines: list[dict[str, str]]) -> dict[str, A
         "groups": {"train": 3, "val": 1, "test": 2},
         "group_samples": {"train": {"x": 9}, "val": {"y": 2}, "test": {"drive a": 4, "drive b": 4}},
         "outlines": outlines, "bands": {"red": band, "green": band, "blue": band}, "bands_from": "100 valid pixels",
-        "dtype": "uint8", "class_pixels": dict.fromkeys(names, 10), "class_shares": dict.fromkeys(names, 1 / len(names)),
-        "fingerprint": "fedcba", "skipped": [], "unmatched": [], "warnings": ["group 'x' <u>leaks</u>"],
+        "dtype": "uint8", "class_pixels": dict.fromkeys(names, 10),
+        "class_shares": dict.fromkeys(names, 1 / len(names)), "fingerprint": "fedcba", "skipped": [],
+        "unmatched": [], "warnings": ["group 'x' <u>leaks</u>"],
     }  # fmt: skip
 
 

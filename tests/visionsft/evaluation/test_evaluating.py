@@ -26,7 +26,7 @@ GREYS = (40, 128, 216)
 """Of the classes 'low', 'middle' and 'high'; the fourth, 'never', is in no mask."""
 SIZE = (24, 36)
 VIEWS = {"scales": (1.0,), "symmetry": "none"}
-FILES = {"scores.json", "table.txt", "confusion.csv", "confusion.png", "per_sample.npz", "worst.png"}
+FILES = {"scores.json", "table.txt", "confusion.csv", "confusion.png", "per_sample.npz", "worst.png", "gallery"}
 
 
 class NearestGrey(nn.Module):

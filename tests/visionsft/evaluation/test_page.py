@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -131,13 +131,15 @@ def test_text_has_contrast_in_light_and_dark(browser, make_run):
 
 
 def colour(browser: webdriver.Chrome, name: str) -> tuple[float, ...]:
-    script = "const e = document.body; e.style.outlineColor = `var(${arguments[0]})`; return getComputedStyle(e).outlineColor"
+    """What a custom property of the style sheet comes to."""
+    script = """document.body.style.outlineColor = `var(${arguments[0]})`;
+                return getComputedStyle(document.body).outlineColor"""
     return parse(browser.execute_script(script, name))
 
 
 def parse(text: str) -> tuple[float, ...]:
     """'rgb(1, 2, 3)', or 'color(srgb 0.1 0.2 0.3)' -> 0..1."""
-    numbers = [float(part) for part in text.split("(")[1].rstrip(")").replace("srgb", "").replace(",", " ").split()[:3]]
+    numbers = [float(number) for number in re.findall(r"[\d.]+", text)[:3]]
     return tuple(number / (1 if "srgb" in text else 255) for number in numbers)
 
 

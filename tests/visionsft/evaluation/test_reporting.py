@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
@@ -76,7 +77,7 @@ def test_the_page_is_accessible(page):
     assert page.all("html")[0]["lang"] == "en"
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1
-    assert all(below <= above + 1 for above, below in zip(levels, levels[1:], strict=False))
+    assert all(below <= above + 1 for above, below in pairwise(levels))
     assert all(each.get("scope") in ("col", "row") for each in page.all("th"))
     assert all(each.get("alt") for each in page.all("img"))
     assert all(each.get("aria-label") and each["role"] == "img" for each in page.all("svg"))
@@ -96,7 +97,7 @@ def test_all_evidence_is_shown(page):
         "only one drive has it",
         "two bins of equal width.",
         "2 pixels wide.",
-        "temperature of 1.234",
+        "temperature of 1.234, fitted on val",
         "Two slices.",
         "64 and more",
         "a census of chosen scenes",
