@@ -1,7 +1,8 @@
 """Plots: a run's numbers as matplotlib figures, for notebooks; the report draws the same.
 
->>> facts = visionsft.read_facts("runs/camvid", split="test")
->>> visionsft.plots.class_scores(facts.scores)
+>>> from visionsft import plots, read_facts
+>>> facts = read_facts("runs/camvid", split="test")
+>>> plots.class_scores(facts.scores)
 
 Each takes plain values as they stand in the run folder's files, and returns a new figure without pyplot's
 global state. Blue, vermilion and green are Okabe and Ito's (2008), told apart by colour-blind readers, too, and
@@ -54,6 +55,9 @@ _SHOWN = 24
 _FLATTEST, _TALLEST = 0.45, 1.0
 """Height of a map over its width."""
 
+_OUTLINED = 1000
+"""Scenes at most whose outlines are drawn."""
+
 Row = Mapping[str, Any]
 
 
@@ -90,7 +94,10 @@ def _curves(rows: Sequence[Row], lines: Mapping[str, tuple[str, str, str]], *, y
 
 
 def footprints(outlines: Sequence[Row]) -> Figure:
-    """Where the scenes lie: {"id", "split", "outline": WKT polygon in degrees} as in data.json."""
+    """Where the scenes lie: {"id", "split", "outline": WKT polygon in degrees} as in data.json.
+
+    A dot a scene, and its outline unless there are too many.
+    """
     west, south, east, north = bounds(outlines)
     aspect = 1 / max(cos(radians((south + north) / 2)), 0.1)  # a degree north in degrees east
     width, height = max(east - west, 1e-3), max((north - south) * aspect, 1e-3)
@@ -98,7 +105,7 @@ def footprints(outlines: Sequence[Row]) -> Figure:
     figure, axes = _figure(0.5 + _WIDTH * min(max(height / width, _FLATTEST), _TALLEST))
     for split, (colour, marker) in _SPLITS.items():
         rings = [_ring(each["outline"]) for each in outlines if each["split"] == split]
-        for ring in rings:
+        for ring in rings if len(outlines) <= _OUTLINED else ():
             axes.add_patch(Polygon(ring, facecolor=(colour, 0.22), edgecolor=colour, linewidth=1))
         if rings:
             middles = np.array([ring[:-1].mean(axis=0) for ring in rings])  # a ring ends where it begins

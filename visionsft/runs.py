@@ -9,6 +9,7 @@
         metrics.csv        every logged number
         checkpoints/       best.ckpt, last.ckpt
         evaluation/<split>/
+        report/            index.html, model_card.md, report.json
         finished.json      summary; only a finished run has it
 """
 

@@ -22,7 +22,7 @@ from visionsft import plots
 from visionsft.errors import RunError
 from visionsft.evaluation.charts import inline_svg
 from visionsft.evaluation.facts import Facts, read_facts
-from visionsft.evaluation.metrics import DEFINITIONS, mean_iou
+from visionsft.evaluation.metrics import mean_iou
 from visionsft.evaluation.modelcard import model_card
 from visionsft.evaluation.summary import intervals_of, mistakes, summary
 from visionsft.files import write_text
@@ -31,7 +31,7 @@ from visionsft.runs import Run
 PICTURE_BUDGET = 7_500_000
 """Bytes of the gallery's pictures inside the page; with the rest it stays below 10 MB."""
 
-_GROUPS_SHOWN = 40
+_GROUPS_SHOWN, _SLICES_SHOWN = 40, 200
 _SECTIONS = {
     "intervals": ("how far the numbers may move", "visionsft evaluate {run} --split {split}"),
     "slices": ("parts of the data", "visionsft evaluate {run} --split {split} --slice-by group"),
@@ -82,20 +82,16 @@ def report(
 
 def check_comparable(first: Facts, second: Facts) -> None:
     """Two runs are laid side by side only where they were asked the same."""
+    both = f"{first.path} and {second.path}"
     if first.classes != second.classes:
-        only = [", ".join(name for name in a.classes if name not in b.classes) or "none"
-                for a, b in ((first, second), (second, first))]  # fmt: skip
-        raise RunError(
-            f"{first.path} and {second.path} have different classes, so their scores can't be compared; "
-            f"only in the first: {only[0]}; only in the second: {only[1]}"
-            + ("" if set(first.classes) != set(second.classes) else "; their order differs")
-        )
-    prints = [facts.scores["data"]["fingerprint"] for facts in (first, second)]
+        pairs = ((first, second), (second, first))
+        only = [", ".join(name for name in a.classes if name not in b.classes) for a, b in pairs]
+        how = f"only in the first: {only[0] or 'none'}; only in the second: {only[1] or 'none'}"
+        raise RunError(f"{both}: have different classes ({how if any(only) else 'in another order'})")
+    prints = [facts.scores["data"]["fingerprint"][:12] for facts in (first, second)]
     if prints[0] != prints[1]:
-        raise RunError(
-            f"{first.path} and {second.path} were evaluated on different data, so their scores can't be "
-            f"compared: fingerprints of the {first.split} split {prints[0][:12]} and {prints[1][:12]}"
-        )
+        what = f"fingerprints of the {first.split} split: {prints[0]} and {prints[1]}"
+        raise RunError(f"{both}: were evaluated on different data ({what})")
 
 
 # ------------------------------------------------------------------------------------------------- one run
@@ -108,6 +104,7 @@ def render(facts: Facts) -> str:
     return _render(
         "report.html",
         facts=facts,
+        path=shlex.quote(str(facts.path)),
         scores=facts.scores["scores"],
         interval=intervals_of(facts),
         classes=_class_rows(facts),
@@ -117,12 +114,12 @@ def render(facts: Facts) -> str:
         wrong_pixels=sum(each.pixels for each in wrong),
         confusion=_confusion_rows(facts),
         groups=_group_rows(facts),
-        slices=_worst_first(facts.scores.get("slices", ())),
+        slices=_worst_first(facts.scores.get("slices", ()))[:_SLICES_SHOWN],
         charts=_charts(facts),
         gallery=samples,
         left_out=len((facts.gallery or {}).get("samples", ())) - len(samples),
         colours=(facts.gallery or {}).get("colours", {}),
-        definitions=facts.scores.get("definitions", DEFINITIONS),
+        definitions=facts.scores["definitions"],
         extras={key: value for key, value in facts.scores.items() if key not in _CORE | _SECTIONS.keys()},
         missing=_missing(facts),
         commands=commands(facts),
@@ -289,13 +286,14 @@ def render_comparison(first: Facts, second: Facts) -> str:
     return _render(
         "comparison.html",
         runs=(first, second),
+        paths=shlex.join([str(first.path), str(second.path)]),
         intervals=(intervals_of(first), intervals_of(second)),
         classes=[{"name": one["name"], "runs": (one, two)} for one, two in pairs],
         chart_svg=inline_svg(figure, name="differences", alt=alt),
         settings=_differences(first.settings, second.settings),
         origins=_differences(_origins(first), _origins(second)),
         colours=(first.gallery or second.gallery or {}).get("colours", {}),
-        definitions=first.scores.get("definitions", DEFINITIONS),
+        definitions=first.scores["definitions"],
     )
 
 

@@ -168,6 +168,8 @@ def test_runs_that_were_asked_different_things_are_refused(make_run):
     run = make_run("one")
     with pytest.raises(RunError, match=r"different classes.*only in the second: tram"):
         report(run, make_run("two", names=("road", "tram")))
+    with pytest.raises(RunError, match=r"different classes \(in another order\)"):
+        report(make_run("b", names=("tram", "road")), make_run("c", names=("road", "tram")))
     with pytest.raises(RunError, match=r"different data.*0123456789ab and ffff"):
         report(run, make_run("three", fingerprint="ffff"))
 
