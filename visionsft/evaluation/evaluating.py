@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -282,24 +283,27 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
 
 
 def _write_worst(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample]) -> None:
-    """Seen a second time, so that the first pass needs to keep no pictures."""
+    """worst.png and the gallery. Seen a second time, so that the first pass needs to keep no pictures."""
     worst, counts, classes = evaluation.worst(GALLERY), evaluation.counts, loaded.data.classes
     scores = mean_iou(counts.confusions)
-    examples = []
-    for index in worst:
-        pixels = f"{counts.confusions[index].sum():,} labelled pixels"
-        label = f"{counts.items[index].id} · mean IoU {scores[index]:.4f} · {pixels}"
-        examples.append(_example(loaded, dataset[index], label))
-    title = f"{evaluation.title}: the worst {len(worst[:WORST])}\nrule: {RULE}"
-    sheet = contact_sheet(
-        examples[:WORST], names=classes.names, colours=classes.colours, title=_marked(title, evaluation)
+    pixels = counts.confusions.sum(axis=(1, 2))
+    examples = (
+        _example(
+            loaded,
+            dataset[i],
+            f"{counts.items[i].id} · mean IoU {scores[i]:.4f} · {pixels[i]:,} labelled pixels",
+        )
+        for i in worst
     )
+    first = list(islice(examples, WORST))
+    title = _marked(f"{evaluation.title}: the worst {len(first)}\nrule: {RULE}", evaluation)
+    sheet = contact_sheet(first, names=classes.names, colours=classes.colours, title=title)
     _save(sheet, evaluation.folder / "worst.png")
     write_gallery(
         evaluation.folder / "gallery",
-        examples,
-        [counts.items[index] for index in worst],
-        counts.confusions[worst],
+        chain(first, examples),
+        items=[counts.items[i] for i in worst],
+        confusions=counts.confusions[worst],
         names=classes.names,
         colours=classes.colours,
     )

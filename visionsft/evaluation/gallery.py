@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,10 @@ _CONFUSIONS = 3
 
 def write_gallery(
     folder: Path,
-    examples: Sequence[Example],
+    examples: Iterable[Example],
+    *,
     items: Sequence[Item],
     confusions: NDArray[np.int64],
-    *,
     names: Sequence[str],
     colours: NDArray[np.uint8],
 ) -> None:

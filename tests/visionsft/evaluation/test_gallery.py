@@ -22,7 +22,7 @@ def write(folder, height, width):
     example = Example("x", np.full((height, width, 3), 77, np.uint8), truth, prediction)
     confusion = np.array([[[height * width // 2, 0], [height * width // 4, height * width // 4]]])
     item = Item("../a/b.png", "drive", "")
-    write_gallery(folder, [example], [item], confusion, names=("a", "b"), colours=COLOURS)
+    write_gallery(folder, [example], items=[item], confusions=confusion, names=("a", "b"), colours=COLOURS)
     (entry,) = json.loads((folder / "index.json").read_text())["samples"]
     return entry, {layer: np.asarray(Image.open(folder / entry["files"][layer])) for layer in LAYERS}
 
