@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from visionsft.evaluation.facts import Facts
-from visionsft.evaluation.summary import METRICS, intervals_of, mistakes
+from visionsft.evaluation.summary import METRICS, intervals_of, mistakes, words
 
 
 def model_card(facts: Facts) -> str:
@@ -24,6 +24,7 @@ def model_card(facts: Facts) -> str:
         lstrip_blocks=True,
         finalize=_plain,
     )
+    environment.filters["words"] = words
     page = environment.get_template("model_card.md").render(
         facts=facts,
         scores=facts.scores["scores"],
@@ -47,7 +48,7 @@ def _head(facts: Facts) -> dict[str, Any]:
         "task": {"type": "image-segmentation"},
         "dataset": dataset,
         "metrics": [
-            {"type": name, "value": scores[name], "name": name.replace("_", " ")}
+            {"type": name, "value": scores[name], "name": words(name)}
             for name in METRICS
             if scores[name] is not None
         ],

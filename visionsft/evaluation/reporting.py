@@ -24,7 +24,7 @@ from visionsft.evaluation.charts import inline_svg
 from visionsft.evaluation.facts import Facts, read_facts
 from visionsft.evaluation.metrics import mean_iou
 from visionsft.evaluation.modelcard import model_card
-from visionsft.evaluation.summary import intervals_of, mistakes, summary
+from visionsft.evaluation.summary import intervals_of, mistakes, summary, words
 from visionsft.files import write_text
 from visionsft.runs import Run
 
@@ -358,11 +358,6 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
-def _words(name: str) -> str:
-    """A key of the files as a reader's words."""
-    return name.replace("_", " ").replace("iou", "IoU").replace("f1", "F1")
-
-
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
@@ -382,6 +377,6 @@ _FILTERS = {
     "score": _score,
     "sentence": _sentence,
     "signed": _signed,
-    "words": _words,
+    "words": words,
 }
 """What the templates write values with."""

@@ -89,9 +89,15 @@ def summary(facts: Facts) -> dict[str, Any]:
     }
 
 
+def words(name: str) -> str:
+    """A key of the files as a reader's words."""
+    return name.replace("_", " ").replace("iou", "IoU").replace("f1", "F1")
+
+
 def _interval_method(facts: Facts) -> dict[str, Any] | None:
     intervals = facts.scores.get("intervals")
-    return intervals and {key: value for key, value in intervals.items() if key not in ("metrics", "per_class")}
+    told = ("level", "resamples", "seed", "method", "unit", "groups", "note")
+    return intervals and {key: intervals[key] for key in told}
 
 
 def _without_files(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -215,7 +215,8 @@ def _write_evaluation(
     )
     grey = np.full((*truths.shape[1:], 3), 90, np.uint8)
     examples = [Example(item.id, grey, *pair) for item, *pair in zip(items, truths, predictions, strict=True)]
-    write_gallery(folder / "gallery", examples, items=items, confusions=confusions, names=names, colours=COLOURS[:count])
+    colours = COLOURS[:count]
+    write_gallery(folder / "gallery", examples, items=items, confusions=confusions, names=names, colours=colours)
     scores = {
         "run": run.name, "split": "test", "warning": None, "samples": 8, "groups": 2, "classes": list(names),
         "checkpoint": {"name": "best", "file": "best.ckpt", "sha256": "0" * 64},

@@ -37,6 +37,7 @@ def test_names_from_outside_make_no_tag_and_no_column(facts):
 
 def test_the_limits_are_said(facts):
     page = model_card(facts)
-    assert "MISSED: mean_iou &gt;= 0.7" in page
+    assert "MISSED: mean_iou &gt;= 0.7 (reached 0.5000)" in page
+    assert "train 9 samples, val 2 samples, test 8 samples" in page
     assert "0.1234 to 0.8768" in page
     assert "group 'x' &lt;u&gt;leaks" in page
