@@ -102,7 +102,7 @@ def test_all_evidence_is_shown(page):
         "64 and more",
         "a census of chosen scenes",
         "1.75 million pixels a second",
-        "a white veil",
+        "−0.111a white veil",
         "0.2345",
         "98.76",  # of a key that nobody told the report about
     ):
