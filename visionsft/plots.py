@@ -149,8 +149,9 @@ def class_scores(scores: Row) -> Figure:
             axes.plot(interval, (place, place), color=BLUE, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
     axes.plot([row["iou"] for row in rows], places, "o", color=BLUE, clip_on=False, label="IoU")
     recall = [np.nan if row["recall"] is None else row["recall"] for row in rows]
-    diamond = {"color": VERMILION, "markersize": 5, "fillstyle": "none", "clip_on": False}
-    axes.plot(recall, places, "D", label="recall", **diamond)
+    axes.plot(
+        recall, places, "D", color=VERMILION, markersize=5, fillstyle="none", clip_on=False, label="recall"
+    )
     axes.set_yticks(places, [_plain(row["name"]) for row in rows])
     _score_axis(axes)
     return figure
@@ -165,10 +166,10 @@ def class_differences(first: Row, second: Row, *, names: tuple[str, str]) -> Fig
     places = range(len(rows))
     for place, (_, one, two) in zip(places, rows, strict=True):
         axes.plot((one, two), (place, place), color=MUTED, linewidth=1)
-    styles = ({"marker": "o", "color": BLUE, "fillstyle": "none"}, {"marker": "s", "color": VERMILION})
-    for column, (name, style) in enumerate(zip(names, styles, strict=True), start=1):
-        scores = [row[column] for row in rows]
-        axes.plot(scores, places, linestyle="none", markersize=5, clip_on=False, label=_plain(name), **style)
+    marks = (("o", BLUE, "none"), ("s", VERMILION, "full"))
+    for column, (name, (marker, colour, fill)) in enumerate(zip(names, marks, strict=True), start=1):
+        (line,) = axes.plot([row[column] for row in rows], places, marker, color=colour, label=_plain(name))
+        line.set(fillstyle=fill, markersize=5, clip_on=False)
     axes.set_yticks(places, [_plain(row[0]) for row in rows])
     _score_axis(axes)
     axes.set_xlabel("IoU")

@@ -146,10 +146,15 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _read_parts(path: Path) -> tuple[Part, ...]:
     rows = [match for line in _lines(path)[1:] if (match := _PART.fullmatch(line.strip()))]
     return tuple(
-        Part(row["name"], *(int(row[key].replace(",", "")) for key in ("parameters", "trainable")), row["rate"])
+        Part(row["name"], _integer(row["parameters"]), _integer(row["trainable"]), row["rate"])
         for row in rows
         if row["rate"]  # the sum has none
     )
+
+
+def _integer(text: str) -> int:
+    """Of a text such as '13,968'."""
+    return int(text.replace(",", ""))
 
 
 def _read_metrics(path: Path) -> tuple[dict[str, float | None], ...]:
