@@ -9,14 +9,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from visionsft import plots
 from visionsft.errors import RunError
@@ -174,7 +178,7 @@ def _confusion_rows(facts: Facts) -> list[dict[str, Any]]:
 
 def _group_rows(facts: Facts) -> list[dict[str, Any]]:
     """Scores of each scene or drive, the worst first; nothing where each sample is its own group."""
-    sizes = {group: facts.samples.groups.count(group) for group in dict.fromkeys(facts.samples.groups)}
+    sizes = Counter(facts.samples.groups)
     if len(sizes) < 2 or max(sizes.values()) == 1:
         return []
     scored = {group: scores for group, scores in facts.group_scores().items() if scores.pixels}
@@ -183,7 +187,7 @@ def _group_rows(facts: Facts) -> list[dict[str, Any]]:
 
 
 def _worst_first(slices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(slices, key=lambda row: (row["mean_iou"] is None, row["mean_iou"]))
+    return sorted(slices, key=lambda row: math.inf if row["mean_iou"] is None else row["mean_iou"])
 
 
 def _by_section(settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -200,36 +204,38 @@ def _by_section(settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
 def _charts(facts: Facts) -> dict[str, Markup]:
     """The figures that the run folder has numbers for."""
-    scores, charts = facts.scores, {}
+    drawn = chain(_training_figures(facts), _score_figures(facts))
+    return {name: inline_svg(figure, name=name, alt=alt) for name, figure, alt in drawn}
 
-    def draw(name: str, figure: plots.Figure, alt: str) -> None:
-        charts[name] = inline_svg(figure, name=name, alt=alt)
 
-    if facts.metrics:
-        epochs = f"over {len(facts.metrics)} epochs"
-        draw("losses", plots.losses(facts.metrics), f"Line chart: loss {epochs}.{_last(facts, 'loss')}")
-    if any(row.get("val/mean_iou") is not None for row in facts.metrics):
+def _training_figures(facts: Facts) -> Iterator[tuple[str, Figure, str]]:
+    """(name, figure, what it shows in words)"""
+    rows, epochs = facts.metrics, f"by epoch, {len(facts.metrics)} in all"
+    if rows:
+        yield "losses", plots.losses(rows), f"Line chart: loss {epochs}.{_last(facts, 'loss')}"
+    if any(row.get("val/mean_iou") is not None for row in rows):
         alt = f"Line chart: validation scores {epochs}.{_last(facts, 'mean_iou')}"
-        draw("validation", plots.validation_scores(facts.metrics), alt)
+        yield "validation", plots.validation_scores(rows), alt
     if outlines := facts.data.get("outlines"):
-        draw("map", plots.footprints(outlines), _say_map(outlines))
-    draw("classes", plots.class_scores(scores), "Dot chart: IoU and recall by class; the table has its numbers.")
+        yield "map", plots.footprints(outlines), _say_map(outlines)
+
+
+def _score_figures(facts: Facts) -> Iterator[tuple[str, Figure, str]]:
+    """(name, figure, what it shows in words)"""
+    scores, table = facts.scores, "the table has its numbers"
+    yield "classes", plots.class_scores(scores), f"Dot chart: IoU and recall by class; {table}."
     singles = mean_iou(facts.samples.confusions)
-    draw("singles", plots.sample_scores(singles), _say_singles(singles))
+    yield "singles", plots.sample_scores(singles), _say_singles(singles)
     if slices := scores.get("slices"):
-        draw("slices", plots.slices(slices), "Dot chart: mean IoU by slice; the table has its numbers.")
+        yield "slices", plots.slices(slices), f"Dot chart: mean IoU by slice; {table}."
     if calibration := scores.get("calibration"):
-        alt = "Reliability curve: accuracy by confidence; the table has its numbers."
-        draw("reliability", plots.reliability(calibration["bins"]), alt)
-        by_class = calibration["bins_per_class"]
-        alt = "Small curves: {} of {}."
-        draw("class_reliability", plots.class_reliability(by_class), alt.format("reliability", ", ".join(by_class)))
-        curves = plots.precision_recall(by_class)
-        draw("precision_recall", curves, alt.format("precision and recall", ", ".join(by_class)))
+        alt = f"Reliability curve: accuracy by confidence; {table}."
+        yield "reliability", plots.reliability(calibration["bins"]), alt
+        bins, names = calibration["bins_per_class"], ", ".join(calibration["bins_per_class"])
+        yield "class_reliability", plots.class_reliability(bins), f"Small curves: reliability of {names}."
+        yield "precision_recall", plots.precision_recall(bins), f"Small curves: precision and recall of {names}."
     if trimap := scores.get("boundaries", {}).get("trimap"):
-        alt = "Line chart: scores by distance to the true edge; the table has its numbers."
-        draw("trimap", plots.trimap(trimap), alt)
-    return charts
+        yield "trimap", plots.trimap(trimap), f"Line chart: scores by distance to the true edge; {table}."
 
 
 def _last(facts: Facts, what: str) -> str:
@@ -309,7 +315,7 @@ def _origins(facts: Facts) -> dict[str, str]:
     environment = facts.environment
     return {
         "training data": str(environment.get("data_fingerprint")),
-        "weights": str(environment.get("weights", {}).get("source")),
+        **{f"weights: {key}": str(environment.get("weights", {}).get(key)) for key in ("source", "sha256")},
         "code": str(environment.get("commit")),
         "Python": str(environment.get("python")),
         "CPU": str(environment.get("cpu")),

@@ -39,6 +39,8 @@ SLICES = [
      "pixel_accuracy": 0.9, "mean_recall": 0.8, "recall": {}, "iou": {}, "note": None},
     {"by": "<i>rain</i>", "value": "yes", "samples": 4, "groups": 1, "pixels": 9, "mean_iou": 0.4, "interval": None,
      "pixel_accuracy": 0.6, "mean_recall": 0.5, "recall": {}, "iou": {}, "note": "one group"},
+    *({"by": "site", "value": value, "samples": 1, "groups": 1, "pixels": 0, "mean_iou": None, "interval": None,
+       "pixel_accuracy": None, "mean_recall": None, "recall": {}, "iou": {}, "note": None} for value in "xy"),
 ]  # fmt: skip
 BINS = [
     {"from": 0.0, "to": 0.5, "pixels": 10, "confidence": 0.4, "accuracy": 0.3},
