@@ -182,7 +182,7 @@ def sample_scores(scores: ArrayLike) -> Figure:
     values = values[~np.isnan(values)]
     median = float(np.median(values))
     figure, axes = _figure(2.5)
-    axes.hist(values, bins=np.linspace(0, 1, 21), color=BLUE, alpha=0.75, edgecolor=PAPER, linewidth=0.6)
+    axes.hist(values, bins=np.linspace(0, 1, 21).tolist(), color=BLUE, alpha=0.75, edgecolor=PAPER, linewidth=0.6)
     axes.axvline(median, color=VERMILION, linewidth=1.4, label=f"median {median:.3f}")
     axes.set_xlim(0, 1)
     axes.set_xlabel("mean IoU of the single sample")
