@@ -30,7 +30,7 @@ from datamodules.sampling import (
     find_classes,
     near_labels,
 )
-from datamodules.splits import Splits, shared_groups
+from datamodules.splits import Splits, group_samples, shared_groups
 from datamodules.statistics import (
     Moments,
     Normalisation,
@@ -133,6 +133,10 @@ class SegmentationDataModule(LightningDataModule):
     @abstractmethod
     def _facts(self) -> dict[str, object]:
         """Everything beside files, classes and bands that changes what is read from them."""
+
+    def _outlines(self) -> list[dict[str, Any]]:
+        """Where the items lie on the ground: {"id", "split", "outline": WKT in degrees}; none unless known."""
+        return []
 
     def _windows(self, region: Region) -> list[Item]:
         """A training region in pieces that fit in memory, for the statistics."""
@@ -247,6 +251,8 @@ class SegmentationDataModule(LightningDataModule):
             "root": str(self.root),
             "samples": {split: len(items) for split, items in self.items.items()},
             "groups": {split: len({item.group for item in items}) for split, items in self.items.items()},
+            "group_samples": group_samples(self.items),
+            "outlines": self._outlines(),
             "bands": {
                 band: {
                     "mean": float(figures.mean[i]),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -339,6 +339,16 @@ class GeoTiffDataModule(SegmentationDataModule):
             return tiles
         return [widen(each, self.chip, scene.grid.window) for each in tiles if scene.labels.touches(each.own)]
 
+
+    def _outlines(self) -> list[dict[str, Any]]:
+        reader = self._reader()
+        grids = [
+            (item.id, split, reader.grid(item)) for split, items in self.items.items() for item in items
+        ]
+        return [
+            {"id": id, "split": split, "outline": _outline(grid)} for id, split, grid in grids if grid.crs
+        ]
+
     def _facts(self) -> dict[str, object]:
         facts: dict[str, object] = {
             "nodata": self.nodata,
@@ -641,6 +651,14 @@ def _outside(inside: Window, window: Window) -> np.ndarray:
     cols = np.arange(window.col, window.col + window.width) - inside.col
     within = ((rows >= 0) & (rows < inside.height))[:, None] & ((cols >= 0) & (cols < inside.width))
     return np.asarray(~within)
+
+
+def _outline(grid: Grid) -> str:
+    """Corners of the ground as WKT in degrees, longitude first, to about a metre."""
+    rows, cols = np.array([0, 0, 1, 1, 0]) * grid.height, np.array([0, 1, 1, 0, 0]) * grid.width
+    lons, lats = (degrees.tolist() for degrees in grid.to_lonlat(rows, cols))
+    corners = ", ".join(f"{lon:.5f} {lat:.5f}" for lon, lat in zip(lons, lats, strict=True))
+    return f"POLYGON (({corners}))"
 
 
 def _region(item: Item, footprint: np.ndarray) -> Region:

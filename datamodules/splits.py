@@ -177,6 +177,14 @@ def refuse_leaks(splits: Splits, *, groups: bool) -> None:
                 raise DataError(f"group '{item.group}' is in two splits: {other} and {split} ({item.id})")
 
 
+def group_samples(splits: Splits) -> dict[str, dict[str, int]]:
+    """Samples of each group by split; no groups where every sample is a group of its own."""
+    counts = {split: Counter(item.group for item in items) for split, items in splits.items()}
+    if all(count == 1 for groups in counts.values() for count in groups.values()):
+        return {}
+    return {split: dict(sorted(groups.items())) for split, groups in counts.items()}
+
+
 def shared_groups(splits: Splits) -> list[str]:
     """One line for each group that is in two splits: given splits may do that, and their scores flatter."""
     counts = {split: Counter(item.group for item in items) for split, items in splits.items()}

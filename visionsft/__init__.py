@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from visionsft.config import Config
     from visionsft.errors import ConfigError, RunError, WriteError
     from visionsft.evaluation import evaluate
+    from visionsft.evaluation.facts import read_facts
+    from visionsft.evaluation.reporting import report
     from visionsft.loading import dump_config, load_config
     from visionsft.models import create_model
     from visionsft.prediction import export_onnx, predict
@@ -37,6 +39,8 @@ _HOMES = {
     "load_config": "visionsft.loading",
     "load_model": "visionsft.training.loading",
     "predict": "visionsft.prediction",
+    "read_facts": "visionsft.evaluation.facts",
+    "report": "visionsft.evaluation.reporting",
 }
 
 __all__ = [
@@ -53,6 +57,8 @@ __all__ = [
     "load_config",
     "load_model",
     "predict",
+    "read_facts",
+    "report",
 ]
 
 

@@ -302,6 +302,25 @@ def thresholds(
 
 
 @app.command()
+def report(
+    run: RunFolder,
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[RUN_B]", help="A second run, laid beside the first.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split whose results are reported.")] = "test",
+    out: Annotated[Path | None, typer.Option(help="HTML file; default: RUN/report/index.html.")] = None,
+) -> None:
+    """Write an evaluated run as one HTML page, with a model card and report.json beside it."""
+    from visionsft.runs import Run
+
+    for each in filter(None, (run, other)):
+        Run.open(each)
+    from visionsft.evaluation.reporting import report
+
+    typer.echo(f"written: {report(run, other, split=split, out=out)}")
+
+
+@app.command()
 def predict(
     run: RunFolder,
     inputs: Annotated[

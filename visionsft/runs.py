@@ -11,6 +11,7 @@
         calibration.json   temperature fitted on validation, by `calibrate`
         thresholds.json    operating point chosen on validation, by `thresholds`
         evaluation/<split>/
+        report/            index.html, model_card.md, report.json
         finished.json      summary; only a finished run has it
 """
 

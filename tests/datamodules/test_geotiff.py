@@ -15,6 +15,7 @@ import rasterio
 import shapely
 import torch
 from lightning import LightningModule, Trainer
+from rasterio.warp import transform
 
 from datamodules.augment import Augment
 from datamodules.batch import IGNORE
@@ -198,6 +199,27 @@ def test_statistics_are_those_of_valid_training_pixels(root):
     assert list(card["bands"]) == list(BANDS)
 
 
+def test_the_card_has_outlines_that_lie_where_the_scenes_do(root):
+    data = module(root)
+    outlines = data.data_card()["outlines"]
+    assert [(each["id"], each["split"]) for each in outlines] == [
+        (item.id, split) for split, items in data.items.items() for item in items
+    ]
+    for each, item in zip(outlines, data.items["train"], strict=False):
+        ring = shape_of(each["outline"])
+        with rasterio.open(item.image) as file:
+            west, south, east, north = file.bounds
+            xs, ys = transform("EPSG:4326", file.crs, *zip(*ring, strict=True))
+        corners = [(west, north), (east, north), (east, south), (west, south), (west, north)]
+        np.testing.assert_allclose(list(zip(xs, ys, strict=True)), corners, atol=1.5)  # metres
+
+
+def shape_of(polygon: str) -> list[tuple[float, ...]]:
+    """Corners of 'POLYGON ((x y, x y...))'."""
+    inside = polygon.removeprefix("POLYGON ((").removesuffix("))")
+    return [tuple(map(float, pair.split())) for pair in inside.split(", ")]
+
+
 def test_bands_are_found_by_name_in_any_order(root):
     rewrite(root / "train/images/s3.tif", lambda array: array[::-1])
     with rasterio.open(root / "train/images/s3.tif", "r+") as file:
@@ -296,6 +318,7 @@ def test_scenes_without_crs_work_where_no_crs_is_needed(root, write_raster):
     data = module(root)
     data.setup("fit")
     assert data.bands == ("B1", "B2", "B3", "B4")
+    assert data.data_card()["outlines"] == []
     with pytest.raises(DataError, match=r"s1\.tif: has no CRS, so it can't be resampled"):
         module(root, resolution=20.0).scan()
     with pytest.raises(DataError, match=r"s5\.tif: has no CRS, so it can't be split by place"):

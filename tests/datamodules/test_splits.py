@@ -18,6 +18,7 @@ from datamodules.errors import DataError
 from datamodules.raster import Grid
 from datamodules.splits import (
     group_by_drive,
+    group_samples,
     refuse_leaks,
     share_out,
     shared_groups,
@@ -118,6 +119,14 @@ def test_leaks_are_refused_or_told():
     assert shared_groups(splits) == ["group 'g' is in two splits: train (1 samples) and val (1)"]
     with pytest.raises(DataError, match="a is in two splits"):
         refuse_leaks({"train": items("a"), "test": items("a")}, groups=False)
+
+
+def test_samples_are_counted_by_group_unless_each_is_its_own():
+    def items(*groups: str) -> list[Item]:
+        return [Item(f"{i}", group, "") for i, group in enumerate(groups)]
+
+    assert group_samples({"train": items("b", "a", "b"), "val": []}) == {"train": {"a": 1, "b": 2}, "val": {}}
+    assert group_samples({"train": items("a", "b"), "test": items("c")}) == {}
 
 
 def grid(zone: int, west: float, north: float, size: int, pixel: float = 10.0) -> Grid:

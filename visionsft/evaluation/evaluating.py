@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -35,6 +36,7 @@ from visionsft.evaluation.area import compare_areas
 from visionsft.evaluation.counts import Counts, mean_brightness, save_counts
 from visionsft.evaluation.details import Details
 from visionsft.evaluation.efficiency import Efficiency, measure
+from visionsft.evaluation.gallery import RULE, write_gallery
 from visionsft.evaluation.intervals import FEW_GROUPS, SegmentationIntervals, Unit, segmentation_intervals
 from visionsft.evaluation.metrics import (
     DEFINITIONS,
@@ -64,7 +66,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 WORST = 8
-"""Samples on the contact sheet."""
+"""Samples on the contact sheet..."""
+GALLERY = 24
+"""...and in the gallery."""
 
 WARNINGS = {
     "train": "TRAINING SPLIT, NO EVIDENCE: the model has learned these very samples. The numbers say how "
@@ -90,8 +94,8 @@ class Evaluation:
     details: Details
     """Calibration, and boundaries where they were wanted."""
     folder: Path
-    """Where scores.json, table.txt, per_sample.npz, confusion.csv, slices.csv, and the pictures confusion.png,
-    reliability.png and worst.png are."""
+    """Where scores.json, table.txt, per_sample.npz, confusion.csv, slices.csv, the pictures confusion.png,
+    reliability.png and worst.png, and gallery/ are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
     efficiency: Efficiency | None = None
@@ -291,7 +295,7 @@ def _write(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample], 
     heading = f"{evaluation.title}\nexpected calibration error {evaluation.details.ece:.4f}"
     figure = reliability_figure(histogram, classes.names, classes.colours, title=_marked(heading, evaluation))
     _save(figure, folder / "reliability.png")
-    _save(_worst_sheet(evaluation, loaded, dataset), folder / "worst.png")
+    _write_worst(evaluation, loaded, dataset)
     report = _report(evaluation, loaded.data, checkpoint) | _areas(evaluation, dataset, classes.names)
     write_text(
         folder / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -355,22 +359,30 @@ def _areas(evaluation: Evaluation, dataset: Dataset[Sample], names: Sequence[str
 # ------------------------------------------------------------------------------------------- worst samples
 
 
-def _worst_sheet(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample]) -> Figure:
-    """Seen a second time, so that the first pass needs to keep no pictures."""
-    worst = evaluation.worst()
-    scores = mean_iou(evaluation.counts.confusions)
-    examples = []
-    for index in worst:
-        confusion, item = evaluation.counts.confusions[index], evaluation.counts.items[index]
-        label = f"{item.id} · mean IoU {scores[index]:.4f} · {confusion.sum():,} labelled pixels"
-        examples.append(make_example(loaded, dataset[index], label))
-    title = (
-        f"{evaluation.title}: the worst {len(worst)}\n"
-        "rule: lowest mean IoU of the single sample, over the classes in its truth or prediction"
+def _write_worst(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample]) -> None:
+    """worst.png and the gallery. Seen a second time, so that the first pass needs to keep no pictures."""
+    worst, counts, classes = evaluation.worst(GALLERY), evaluation.counts, loaded.data.classes
+    scores = mean_iou(counts.confusions)
+    pixels = counts.confusions.sum(axis=(1, 2))
+    examples = (
+        make_example(
+            loaded,
+            dataset[i],
+            f"{counts.items[i].id} · mean IoU {scores[i]:.4f} · {pixels[i]:,} labelled pixels",
+        )
+        for i in worst
     )
-    classes = loaded.data.classes
-    return contact_sheet(
-        examples, names=classes.names, colours=classes.colours, title=_marked(title, evaluation)
+    first = list(islice(examples, WORST))
+    title = _marked(f"{evaluation.title}: the worst {len(first)}\nrule: {RULE}", evaluation)
+    sheet = contact_sheet(first, names=classes.names, colours=classes.colours, title=title)
+    _save(sheet, evaluation.folder / "worst.png")
+    write_gallery(
+        evaluation.folder / "gallery",
+        chain(first, examples),
+        items=[counts.items[i] for i in worst],
+        confusions=counts.confusions[worst],
+        names=classes.names,
+        colours=classes.colours,
     )
 
 

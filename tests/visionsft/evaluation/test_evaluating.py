@@ -25,6 +25,7 @@ from visionsft.cli import app
 from visionsft.config import Backbone, CameraData, Config
 from visionsft.errors import RunError, WriteError
 from visionsft.evaluation import evaluate, load_counts
+from visionsft.evaluation.metrics import mean_iou
 from visionsft.evaluation.temperature import Temperature, store_temperature
 from visionsft.runs import Run
 
@@ -34,7 +35,7 @@ SIZE = (24, 36)
 VIEWS = {"scales": (1.0,), "symmetry": "none"}
 FILES = {
     "scores.json", "table.txt", "confusion.csv", "confusion.png", "per_sample.npz", "reliability.png", "worst.png",
-    "slices.csv",
+    "slices.csv", "gallery",
 }  # fmt: skip
 
 
@@ -139,6 +140,9 @@ def test_every_number_can_be_remade_from_the_files(run: Run) -> None:
     evaluation = evaluate(str(run.path), split="test", checkpoint="best")
     folder = run.path / "evaluation" / "test"
     assert {path.name for path in folder.iterdir()} == FILES
+    gallery = json.loads((folder / "gallery" / "index.json").read_text())
+    assert [each["id"] for each in gallery["samples"]] == [evaluation.counts.items[i].id for i in evaluation.worst()]
+    assert gallery["samples"][0]["mean_iou"] == mean_iou(evaluation.counts.confusions).min()
 
     report = json.loads((folder / "scores.json").read_text(), parse_constant=pytest.fail)
     assert report["scores"]["mean_iou"] == evaluation.scores.mean_iou

@@ -1,0 +1,127 @@
+"""Plots: the marks stand where the numbers are."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from sklearn.metrics import precision_score, recall_score
+
+from visionsft import plots
+
+
+def points(figure: Figure, label: str) -> tuple[list[float], list[float]]:
+    """x and y of the line of that name."""
+    (axes,) = figure.axes
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return list(map(float, line.get_xdata())), list(map(float, line.get_ydata()))
+
+
+def row_names(figure: Figure) -> list[str]:
+    """From top to bottom."""
+    figure.draw_without_rendering()
+    return [label.get_text() for label in figure.axes[0].get_yticklabels()][::-1]
+
+
+def scores(**iou: float | None) -> dict:
+    return {"scores": {"per_class": [{"name": k, "iou": v, "recall": v and v / 2} for k, v in iou.items()]}}
+
+
+def test_curves_leave_out_epochs_without_validation():
+    rows = [{"epoch": 0, "train/loss": 2.0, "val/loss": None}, {"epoch": 1, "train/loss": 1.0, "val/loss": 1.5}]
+    figure = plots.losses(rows)
+    assert points(figure, "training") == ([1, 2], [2.0, 1.0])
+    assert points(figure, "validation") == ([2], [1.5])
+    assert not plots.validation_scores(rows).axes[0].lines
+
+
+def test_classes_are_sorted_best_first_with_their_intervals():
+    values = {**scores(a=0.2, b=0.9, gone=None, c=0.5)}
+    values["intervals"] = {"per_class": {"c": {"iou": [0.4, 0.7]}, "a": {"iou": None}}}
+    figure = plots.class_scores(values)
+    assert row_names(figure) == ["b", "c", "a"]
+    assert points(figure, "IoU") == ([0.2, 0.5, 0.9], [0, 1, 2])
+    assert points(figure, "recall")[0] == [0.1, 0.25, 0.45]
+    (whisker,) = [line for line in figure.axes[0].lines if line.get_label().startswith("_")]
+    assert (list(whisker.get_xdata()), list(whisker.get_ydata())) == ([0.4, 0.7], [1, 1])
+
+
+def test_dollar_signs_in_names_are_no_mathematics():
+    figure = plots.class_scores(scores(**{"$a_b$": 0.5}))
+    figure.draw_without_rendering()
+    (label,) = figure.axes[0].get_yticklabels()
+    assert label.get_text().replace("\\", "") == "$a_b$"
+    assert label._preprocess_math(label.get_text()) == ("$a_b$", False)
+
+
+def test_the_greatest_gain_is_on_top():
+    figure = plots.class_differences(scores(a=0.5, b=0.5, c=None), scores(a=0.4, b=0.8, c=0.1), names=("x", "y"))
+    assert row_names(figure) == ["b", "a"]
+    assert points(figure, "y")[0] == [0.4, 0.8]
+
+
+def test_slices_have_the_worst_on_top():
+    rows = [{"by": "d", "value": v, "mean_iou": s, "interval": None} for v, s in (("x", 0.7), ("y", 0.2), ("z", None))]
+    assert row_names(plots.slices(rows)) == ["d: y", "d: x"]
+
+
+def test_reliability_dots_grow_with_their_share_and_empty_bins_have_none():
+    bins = [{"confidence": c, "accuracy": c / 2, "pixels": n} for c, n in ((0.1, 0), (0.5, 10), (0.9, 30))]
+    figure = plots.reliability(bins)
+    (dots,) = figure.axes[0].collections
+    assert dots.get_offsets().tolist() == [[0.5, 0.25], [0.9, 0.45]]
+    assert dots.get_sizes()[0] < dots.get_sizes()[1]
+
+
+def test_precision_and_recall_are_those_of_the_sorted_probabilities():
+    rng = np.random.default_rng(0)
+    probability = rng.random(2000).round(3)
+    is_class = rng.random(2000) < probability**2
+    edges = np.linspace(0, 1, 11)
+    inside = [(probability >= low) & (probability < high) for low, high in pairwise([*edges[:-1], 1.1])]
+    bins = [{"pixels": int(where.sum()), "accuracy": is_class[where].mean()} for where in inside]
+    recall, precision = plots.precision_recall_points([*bins, {"pixels": 0, "accuracy": None}])
+    expected = [
+        (recall_score(is_class, probability >= low), precision_score(is_class, probability >= low))
+        for low in edges[-2::-1]
+    ]
+    np.testing.assert_allclose(list(zip(recall, precision, strict=True)), expected)
+    assert plots.precision_recall_points([{"pixels": 5, "accuracy": 0.0}]) == ([], [])
+
+
+def test_classes_have_small_axes_of_their_own():
+    bins = [{"pixels": 4, "confidence": 0.3, "accuracy": 0.5}, {"pixels": 0, "confidence": None, "accuracy": None}]
+    for draw in (plots.class_reliability, plots.precision_recall):
+        figure = draw({"a": bins, "$b$": bins})
+        figure.draw_without_rendering()
+        assert [axes.get_title(loc="left").replace("\\", "") for axes in figure.axes] == ["a", "$b$"]
+    curve = plots.class_reliability({"a": bins}).axes[0].lines[-1]
+    assert (curve.get_xdata().tolist(), curve.get_ydata().tolist()) == ([0.3], [0.5])
+
+
+def test_the_histogram_counts_every_labelled_sample():
+    figure = plots.sample_scores([0.1, 0.12, 0.9, 1.0, np.nan])
+    assert sum(bar.get_height() for bar in figure.axes[0].patches) == 4
+    assert points(figure, "median 0.510")[0] == [0.51, 0.51]
+
+
+@pytest.mark.parametrize("south", [-33.0, 0.0, 64.0])
+def test_a_map_shows_every_outline_in_its_true_shape(south):
+    def square(lon: float, lat: float, split: str) -> dict[str, str]:
+        ring = [(lon, lat), (lon + 1, lat), (lon + 1, lat + 1), (lon, lat + 1), (lon, lat)]
+        return {"id": "x", "split": split, "outline": f"POLYGON (({', '.join(f'{x} {y}' for x, y in ring)}))"}
+
+    outlines = [square(-3, south, "train"), square(4, south + 2, "test")]
+    assert plots.bounds(outlines) == (-3, south, 5, south + 3)
+    figure = plots.footprints(outlines)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    (west, east), (low, high) = axes.get_xlim(), axes.get_ylim()
+    assert west < -3 < 5 < east
+    assert low < south < south + 3 < high
+    box = axes.get_window_extent()
+    east_per_north = (box.width / (east - west)) / (box.height / (high - low))
+    assert east_per_north == pytest.approx(np.cos(np.radians(south + 1.5)), rel=0.01)
+    assert points(figure, "test: 1") == ([4.5], [south + 2.5])

@@ -1,0 +1,324 @@
+"""Plots: a run's numbers as matplotlib figures, for notebooks; the report draws the same.
+
+>>> from visionsft import plots, read_facts
+>>> facts = read_facts("runs/camvid", split="test")
+>>> plots.class_scores(facts.scores)
+
+Each takes plain values as they stand in the run folder's files, and returns a new figure without pyplot's
+global state. Blue, vermilion and green are Okabe and Ito's (2008), told apart by colour-blind readers, too, and
+never the only difference between two things.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from math import cos, radians
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+from visionsft.evaluation.pictures import confusion_figure as confusion
+
+__all__ = [
+    "bounds",
+    "class_differences",
+    "class_reliability",
+    "class_scores",
+    "confusion",
+    "footprints",
+    "losses",
+    "precision_recall",
+    "precision_recall_points",
+    "reliability",
+    "sample_scores",
+    "slices",
+    "trimap",
+    "validation_scores",
+]
+
+INK, MUTED, RULE, PAPER = "#1d2125", "#5b6168", "#dcd9d2", "#fbfaf7"
+BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
+
+_SPLITS = {"train": (BLUE, "o"), "val": (VERMILION, "s"), "test": (GREEN, "^")}
+_WIDTH = 4.9
+"""Inches: two figures stand side by side in the report."""
+_SHOWN = 24
+"""Rows at most of a figure with a row a slice."""
+
+_FLATTEST, _TALLEST = 0.45, 1.0
+"""Height of a map over its width."""
+
+_OUTLINED = 1000
+"""Scenes at most whose outlines are drawn."""
+
+Row = Mapping[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def losses(rows: Sequence[Row]) -> Figure:
+    """Training and validation loss by epoch; rows: those of metrics.csv, as numbers."""
+    lines = {"train/loss": ("training", BLUE, "o"), "val/loss": ("validation", VERMILION, "s")}
+    return _curves(rows, lines, ylabel="loss")
+
+
+def validation_scores(rows: Sequence[Row]) -> Figure:
+    """Mean IoU and mean recall on the validation split by epoch."""
+    lines = {"val/mean_iou": ("mean IoU", BLUE, "o"), "val/mean_recall": ("mean recall", VERMILION, "s")}
+    return _curves(rows, lines, ylabel="validation score")
+
+
+def _curves(rows: Sequence[Row], lines: Mapping[str, tuple[str, str, str]], *, ylabel: str) -> Figure:
+    figure, axes = _figure(2.9)
+    for key, (label, colour, marker) in lines.items():
+        points = [(row["epoch"] + 1, row[key]) for row in rows if row.get(key) is not None]
+        if points:
+            size = 5 if len(points) < 25 else 0
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=size, label=label)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes)
+    return figure
+
+
+# ----------------------------------------------------------------------------------------------------- data
+
+
+def footprints(outlines: Sequence[Row]) -> Figure:
+    """Where the scenes lie: {"id", "split", "outline": WKT polygon in degrees} as in data.json.
+
+    A dot a scene, and its outline unless there are too many.
+    """
+    west, south, east, north = bounds(outlines)
+    aspect = 1 / max(cos(radians((south + north) / 2)), 0.1)  # a degree north in degrees east
+    width, height = max(east - west, 1e-3), max((north - south) * aspect, 1e-3)
+    half = 0.53 * max(width, height / _TALLEST), 0.53 * max(height, width * _FLATTEST)
+    figure, axes = _figure(0.5 + _WIDTH * min(max(height / width, _FLATTEST), _TALLEST))
+    for split, (colour, marker) in _SPLITS.items():
+        rings = [_ring(each["outline"]) for each in outlines if each["split"] == split]
+        for ring in rings if len(outlines) <= _OUTLINED else ():
+            axes.add_patch(Polygon(ring, facecolor=(colour, 0.22), edgecolor=colour, linewidth=1))
+        if rings:
+            middles = np.array([ring[:-1].mean(axis=0) for ring in rings])  # a ring ends where it begins
+            label = f"{split}: {len(rings):,}"
+            axes.plot(*middles.T, marker, color=colour, markersize=4, linestyle="none", label=label)
+    axes.set_xlim((west + east) / 2 - half[0], (west + east) / 2 + half[0])
+    axes.set_ylim((south + north) / 2 - half[1] / aspect, (south + north) / 2 + half[1] / aspect)
+    axes.set_aspect(aspect)
+    axes.set_xlabel("longitude (°)")
+    axes.set_ylabel("latitude (°)")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(4))
+    axes.ticklabel_format(useOffset=False)
+    _legend(axes)
+    return figure
+
+
+def bounds(outlines: Sequence[Row]) -> tuple[float, float, float, float]:
+    """West, south, east and north of the outlines, in degrees."""
+    corners = np.concatenate([_ring(each["outline"]) for each in outlines])
+    return (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
+
+
+def _ring(polygon: str) -> NDArray[np.float64]:
+    """(N, 2) longitude, latitude of 'POLYGON ((lon lat, ...))'."""
+    return np.array(re.findall(r"-?[\d.]+", polygon), np.float64).reshape(-1, 2)
+
+
+# --------------------------------------------------------------------------------------------------- scores
+
+
+def class_scores(scores: Row) -> Figure:
+    """IoU, with its interval if there is one, and recall of each class, best first; scores: scores.json."""
+    rows = [row for row in scores["scores"]["per_class"] if row["iou"] is not None]
+    rows.sort(key=lambda row: row["iou"])
+    intervals = scores.get("intervals", {}).get("per_class", {})
+    figure, axes = _figure(0.27 * len(rows) + 0.9)
+    places = range(len(rows))
+    for place, row in zip(places, rows, strict=True):
+        if interval := intervals.get(row["name"], {}).get("iou"):
+            axes.plot(interval, (place, place), color=BLUE, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
+    axes.plot([row["iou"] for row in rows], places, "o", color=BLUE, clip_on=False, label="IoU")
+    recall = [np.nan if row["recall"] is None else row["recall"] for row in rows]
+    axes.plot(
+        recall, places, "D", color=VERMILION, markersize=5, fillstyle="none", clip_on=False, label="recall"
+    )
+    axes.set_yticks(places, [_plain(row["name"]) for row in rows])
+    _score_axis(axes)
+    return figure
+
+
+def class_differences(first: Row, second: Row, *, names: tuple[str, str]) -> Figure:
+    """IoU of each class in two runs; first, second: their scores.json. Classes in neither are left out."""
+    pairs = zip(first["scores"]["per_class"], second["scores"]["per_class"], strict=True)
+    rows = [(one["name"], one["iou"], two["iou"]) for one, two in pairs if None not in (one["iou"], two["iou"])]
+    rows.sort(key=lambda row: row[2] - row[1])
+    figure, axes = _figure(0.27 * len(rows) + 0.9)
+    places = range(len(rows))
+    for place, (_, one, two) in zip(places, rows, strict=True):
+        axes.plot((one, two), (place, place), color=MUTED, linewidth=1)
+    marks = (("o", BLUE, "none"), ("s", VERMILION, "full"))
+    for column, (name, (marker, colour, fill)) in enumerate(zip(names, marks, strict=True), start=1):
+        (line,) = axes.plot([row[column] for row in rows], places, marker, color=colour, label=_plain(name))
+        line.set(fillstyle=fill, markersize=5, clip_on=False)
+    axes.set_yticks(places, [_plain(row[0]) for row in rows])
+    _score_axis(axes)
+    axes.set_xlabel("IoU")
+    return figure
+
+
+def sample_scores(scores: ArrayLike) -> Figure:
+    """Histogram of the single samples' mean IoU ``(N,)``, with its median; nan (no labels) is left out."""
+    values = np.asarray(scores, np.float64)
+    values = values[~np.isnan(values)]
+    median = float(np.median(values))
+    figure, axes = _figure(2.5)
+    axes.hist(values, bins=np.linspace(0, 1, 21).tolist(), color=BLUE, alpha=0.75, edgecolor=PAPER, linewidth=0.6)
+    axes.axvline(median, color=VERMILION, linewidth=1.4, label=f"median {median:.3f}")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("mean IoU of the single sample")
+    axes.set_ylabel("samples")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+    _legend(axes)
+    return figure
+
+
+def slices(rows: Sequence[Row]) -> Figure:
+    """Mean IoU of each slice with its interval, the worst first: {"by", "value", "mean_iou", "interval"...}."""
+    known = sorted((row for row in rows if row["mean_iou"] is not None), key=lambda row: row["mean_iou"])
+    shown = known[:_SHOWN][::-1]
+    figure, axes = _figure(0.27 * len(shown) + 0.9)
+    for place, row in enumerate(shown):
+        if row.get("interval"):
+            axes.plot(row["interval"], (place, place), color=BLUE, linewidth=2.2, alpha=0.55)
+    axes.plot([row["mean_iou"] for row in shown], range(len(shown)), "o", color=BLUE, label="mean IoU")
+    axes.set_yticks(range(len(shown)), [_plain(f"{row['by']}: {row['value']}") for row in shown])
+    _score_axis(axes)
+    return figure
+
+
+def reliability(bins: Sequence[Row]) -> Figure:
+    """How often pixels of a confidence are right: {"confidence", "accuracy", "pixels"}; dots by their pixels."""
+    filled = [row for row in bins if row["pixels"]]
+    share = np.array([row["pixels"] for row in filled], np.float64)
+    share /= max(share.sum(), 1)
+    confidence, accuracy = ([row[key] for row in filled] for key in ("confidence", "accuracy"))
+    figure, axes = _figure(3.4)
+    axes.plot((0, 1), (0, 1), color=MUTED, linewidth=1, linestyle="--", label="perfectly calibrated")
+    axes.plot(confidence, accuracy, color=BLUE, linewidth=1.2, label="this model")
+    axes.scatter(confidence, accuracy, s=12 + 260 * share, color=BLUE, zorder=3)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("confidence of the predicted class")
+    axes.set_ylabel("share predicted right")
+    _legend(axes)
+    return figure
+
+
+def class_reliability(bins_per_class: Mapping[str, Sequence[Row]]) -> Figure:
+    """How often pixels are of a class, by the probability given to it: small axes, one a class."""
+    figure, grid = _small_axes(bins_per_class)
+    for axes, bins in zip(grid, bins_per_class.values(), strict=False):
+        filled = [row for row in bins if row["pixels"]]
+        axes.plot((0, 1), (0, 1), color=MUTED, linewidth=0.8, linestyle="--")
+        axes.plot([row["confidence"] for row in filled], [row["accuracy"] for row in filled], color=BLUE)
+    return figure
+
+
+def precision_recall(bins_per_class: Mapping[str, Sequence[Row]]) -> Figure:
+    """Precision over recall of each class against the rest, at the bins' lower ends as thresholds."""
+    figure, grid = _small_axes(bins_per_class)
+    for axes, bins in zip(grid, bins_per_class.values(), strict=False):
+        recall, precision = precision_recall_points(bins)
+        axes.plot(recall, precision, color=BLUE, marker="o", markersize=2.5)
+    return figure
+
+
+def precision_recall_points(bins: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """Recall and precision, the highest threshold first; none for a class without true pixels.
+
+    A bin holds pixels, and the share of them ("accuracy") that are of the class: what lies above a threshold
+    is summed from the top, so that the points are exact, and only as many as there are bins.
+    """
+    taken = np.cumsum([row["pixels"] for row in reversed(bins)], dtype=np.float64)
+    right = np.cumsum([row["pixels"] * (row["accuracy"] or 0.0) for row in reversed(bins)])
+    seen = taken > 0
+    if not right[-1] > 0:
+        return [], []
+    return (right[seen] / right[-1]).tolist(), (right[seen] / taken[seen]).tolist()
+
+
+def trimap(rows: Sequence[Row]) -> Figure:
+    """Scores in a band around the true edges, by its width: {"distance", "mean_iou", "pixel_accuracy"}."""
+    figure, axes = _figure(2.9)
+    lines = {"mean_iou": ("mean IoU", BLUE, "o"), "pixel_accuracy": ("pixel accuracy", VERMILION, "s")}
+    for key, (label, colour, marker) in lines.items():
+        points = [(row["distance"], row[key]) for row in rows if row.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, label=label)
+    axes.set_xlabel("pixels to the nearest true edge, at most")
+    axes.set_ylabel("score within that band")
+    _legend(axes)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------- style
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    """An empty figure of the common style; height in inches."""
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor=PAPER)
+    axes = figure.add_subplot(facecolor="none")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=9, length=0)
+    axes.grid(color=RULE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(color=MUTED, size=9)
+    return figure, axes
+
+
+def _small_axes(names: Iterable[str]) -> tuple[Figure, list[Axes]]:
+    """A figure of small axes from 0 to 1, four in a row, under their names."""
+    titles = list(names)
+    rows = -(-len(titles) // 4)
+    figure = Figure(figsize=(_WIDTH, 1.35 * rows), layout="constrained", facecolor=PAPER)
+    grid = [figure.add_subplot(rows, 4, 1 + index, facecolor="none") for index in range(len(titles))]
+    for axes, title in zip(grid, titles, strict=True):
+        axes.set_title(_plain(shorten(title, 18, placeholder="…")), fontsize=8, color=INK, loc="left")
+        axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xticks=(0, 1), yticks=(0, 1), aspect="equal")
+        axes.tick_params(labelsize=7, length=0, labelcolor=MUTED)
+        axes.spines[:].set_color(RULE)
+    return figure, grid
+
+
+def _legend(axes: Axes) -> None:
+    """Above the axes, in a row; the figures have no titles, since their captions stand beside them."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9, labelcolor=INK,
+            borderaxespad=0.1, handletextpad=0.5,
+        )  # fmt: skip
+
+
+def _score_axis(axes: Axes) -> None:
+    """Scores from 0 to 1 across, a row a thing down."""
+    axes.set_xlim(0, 1)
+    axes.grid(axis="y", visible=False)
+    axes.margins(y=0.5 / max(len(axes.get_yticks()), 1))
+    _legend(axes)
+
+
+def _plain(text: str) -> str:
+    """The text as it is: matplotlib takes what stands between two dollar signs for mathematics."""
+    return text.replace("$", r"\$")
