@@ -27,7 +27,9 @@ import torch
 from backbones import accelerate_depthwise, create_backbone
 from datamodules import Batch, Item, Normalisation
 from visionsft.evaluation import segmentation_intervals
-from visionsft.evaluation.evaluating import count, infer
+from visionsft.evaluation.answers import infer
+from visionsft.evaluation.details import Details
+from visionsft.evaluation.evaluating import GALLERY, Worst, count
 from visionsft.evaluation.metrics import predict_classes
 from visionsft.models import create_model
 from visionsft.training.precision import DTYPES, resolve
@@ -85,8 +87,12 @@ def measure_passes(*, batches: int, rounds: int) -> tuple[float, float]:
         for batch in data:
             predict_classes(infer(loaded, batch["image"])).cpu()
 
+    def evaluate() -> None:
+        answered = ((batch, infer(loaded, batch["image"])) for batch in data)
+        count(loaded, answered, Details(CLASSES, temperature=None, with_boundaries=False), Worst(GALLERY))
+
     predict()
-    seconds = [(timed(lambda: count(loaded, data, num_classes=CLASSES)), timed(predict)) for _ in range(rounds)]
+    seconds = [(timed(evaluate), timed(predict)) for _ in range(rounds)]
     evaluating, predicting = zip(*seconds, strict=True)
     return statistics.median(evaluating), statistics.median(predicting)
 

@@ -330,6 +330,11 @@ class GeoTiffDataModule(SegmentationDataModule):
             cores=[core for _, core in pairs],
         )
 
+    def evaluation_regions(self, split: str) -> list[tuple[Item, int]]:
+        """The parts of scenes in a split, each with the number of its samples in the evaluation loader's order."""
+        self._scan_once()
+        return [(item, len(self._evaluation_tiles(item))) for item in self.items[split]]
+
     def _evaluation_tiles(self, item: Item) -> list[Tile]:
         """Windows whose cores cover the item; where labels are sparse, those with a label, and as much of the
         scene around it as a chip shows."""

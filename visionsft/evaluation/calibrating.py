@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from datamodules import DataError
+from visionsft.evaluation.answers import infer
 from visionsft.evaluation.calibration import (
     BINS,
     SAMPLE,
@@ -17,7 +18,7 @@ from visionsft.evaluation.calibration import (
     fit_temperature,
     measure,
 )
-from visionsft.evaluation.evaluating import check_split, infer, progress
+from visionsft.evaluation.evaluating import check_split, progress
 from visionsft.evaluation.temperature import FILE, Temperature, store_temperature
 from visionsft.runs import Checkpoint, Run
 

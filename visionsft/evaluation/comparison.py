@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 from datamodules import DataError
 from datamodules.batch import Sample
 from visionsft.errors import RunError
+from visionsft.evaluation.answers import infer
 from visionsft.evaluation.differences import METHOD, PERMUTATIONS, Difference, differences, holm
 from visionsft.evaluation.evaluating import make_example
 from visionsft.evaluation.intervals import Unit, group_sums
-from visionsft.evaluation.metrics import mean_iou
+from visionsft.evaluation.metrics import mean_iou, predict_classes
 from visionsft.evaluation.metrics.segmentation import without_nan
 from visionsft.evaluation.pictures import Example, PairExample, contact_sheet
 from visionsft.evaluation.samples import Samples, check_comparable, read_samples
@@ -263,7 +264,8 @@ def _examples(pair: Pair, samples: Samples) -> tuple[list[Example], NDArray[np.u
         sample = dataset[samples.positions[samples.ids.index(change.name)]]
         if sample["item"].id != change.name:
             raise RunError(f"{loaded.data.root}: has changed since {samples.run.path} was evaluated")
-        examples.append(make_example(loaded, sample, _change_line(change).strip()))
+        prediction = predict_classes(infer(loaded, sample["image"][None]))[0].cpu().numpy()
+        examples.append(make_example(loaded.data, sample, prediction, _change_line(change).strip()))
     return examples, loaded.data.classes.colours
 
 

@@ -8,11 +8,11 @@ that numbers can be remade, sliced and resampled without the model.
 from __future__ import annotations
 
 import csv
+import heapq
 import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -32,6 +32,7 @@ from datamodules.datasets import EvaluationDataset
 from datamodules.geotiff import SceneReader
 from datamodules.statistics import fingerprint
 from visionsft.errors import nearest
+from visionsft.evaluation.answers import answers, infer
 from visionsft.evaluation.area import compare_areas
 from visionsft.evaluation.counts import Counts, mean_brightness, save_counts
 from visionsft.evaluation.details import Details
@@ -56,8 +57,6 @@ from visionsft.evaluation.pictures import (
 from visionsft.evaluation.slices import Metadata, Slices, choose_kinds, slice_counts
 from visionsft.evaluation.temperature import read_temperature
 from visionsft.files import atomic_path, sha256, write_text
-from visionsft.models.inference import compute_logits
-from visionsft.models.views import average_views
 from visionsft.runs import Checkpoint, Run, describe_environment
 
 if TYPE_CHECKING:
@@ -175,7 +174,9 @@ def evaluate(
     loader = loaded.data.evaluation_loader(split)
     names = loaded.data.classes.names
     details = Details(len(names), temperature=read_temperature(run, checkpoint), with_boundaries=boundaries)
-    counts = count(loaded, progress(loader, f"evaluating {split}"), details)
+    worst = Worst(GALLERY)
+    answered = answers(loaded, split, loader, progress(loader, f"evaluating {split}"))
+    counts = count(loaded, answered, details, worst)
     scores = summarise(counts.confusions.sum(axis=0), names)
     if scores.pixels == 0:
         samples = f"{len(counts.items)} samples"
@@ -187,7 +188,9 @@ def evaluate(
         checkpoint=checkpoint,
         scores=scores,
         intervals=intervals,
-        by_image=_intervals(counts, "image") if 1 < intervals.groups < FEW_GROUPS <= len(counts.items) else None,
+        by_image=_intervals(counts, "image")
+        if 1 < intervals.groups < FEW_GROUPS <= len(counts.items)
+        else None,
         slices=slice_counts(counts, kinds, metadata=table, unit=group_by),
         counts=counts,
         details=details,
@@ -195,25 +198,27 @@ def evaluate(
         skipped=len(loaded.data.skipped),
         efficiency=_measure(loaded, loader) if efficiency else None,
     )
-    _write(evaluation, loaded, cast(Dataset[Sample], loader.dataset), run.checkpoint(checkpoint))
+    dataset = cast(Dataset[Sample], loader.dataset)
+    _write(evaluation, loaded, dataset, run.checkpoint(checkpoint), worst.maps())
     return evaluation
 
 
 # ------------------------------------------------------------------------------------------------ counting
 
 
-def count(loaded: LoadedRun, batches: Iterable[Batch], details: Details) -> Counts:
-    """One pass over `batches`: a confusion matrix a sample, and its `details`."""
+def count(
+    loaded: LoadedRun, answered: Iterable[tuple[Batch, Tensor]], details: Details, worst: Worst
+) -> Counts:
+    """One pass over batches and their logits: a confusion matrix a sample, its `details`, and the `worst` maps."""
     items: list[Item] = []
     confusions: list[Tensor] = []
     brightness: list[NDArray[np.float64]] = []
-    for batch in batches:
-        logits = infer(loaded, batch["image"])
+    for batch, logits in answered:
         classes = predict_classes(logits).cpu()
+        for prediction, mask in zip(classes, batch["mask"], strict=True):
+            confusions.append(confusion_matrix(prediction, mask, details.num_classes))
+            worst.add(len(confusions) - 1, confusions[-1].numpy(), prediction.numpy())
         items += batch["item"]
-        confusions += [
-            confusion_matrix(*pair, details.num_classes) for pair in zip(classes, batch["mask"], strict=True)
-        ]
         brightness.append(mean_brightness(batch, loaded.data.normalisation))
         details.add(logits, classes, batch["mask"])
     return Counts(
@@ -224,6 +229,32 @@ def count(loaded: LoadedRun, batches: Iterable[Batch], details: Details) -> Coun
     )
 
 
+class Worst:
+    """The class maps of the samples of lowest mean IoU so far, so that they needn't be computed again."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._heap: list[tuple[float, int, NDArray[np.uint8]]] = []
+        """(-score, -index, map): the best of them first."""
+
+    def add(self, index: int, confusion: NDArray[np.int64], prediction: NDArray[np.uint8]) -> None:
+        """confusion: (K, K); prediction: (H, W), copied if it is kept."""
+        score = float(mean_iou(confusion))
+        if math.isnan(score):
+            return
+        if len(self._heap) < self.size:
+            heapq.heappush(self._heap, (-score, -index, prediction.copy()))
+        elif (-score, -index) > self._heap[0][:2]:
+            heapq.heapreplace(self._heap, (-score, -index, prediction.copy()))
+
+    def maps(self) -> list[tuple[int, NDArray[np.uint8]]]:
+        """(index, class map), the worst first; among equals in their order."""
+        return [
+            (-index, prediction)
+            for _, index, prediction in sorted(self._heap, key=lambda each: each[:2], reverse=True)
+        ]
+
+
 def _intervals(counts: Counts, unit: Unit) -> SegmentationIntervals:
     """By `unit`; over images, with a note where several are from one group."""
     found = segmentation_intervals(counts.confusions, counts.names(unit), counts.classes, unit=unit)
@@ -232,17 +263,6 @@ def _intervals(counts: Counts, unit: Unit) -> SegmentationIntervals:
         return found
     alike = f"too narrow: the {found.groups:,} images are from {groups:,} groups, and those of one group are alike"
     return replace(found, note=alike)
-
-
-def infer(loaded: LoadedRun, image: Tensor) -> Tensor:
-    """image: (B, C, H, W) float32, normalised -> logits (B, K, H, W), in the precision of training.
-
-    With the run's `inference` views, if it has any: a split is scored as new files are predicted.
-    """
-    compute = partial(
-        compute_logits, loaded.model, precision=loaded.precision, channels_last=loaded.channels_last
-    )
-    return average_views(compute, image, **loaded.views)
 
 
 def _measure(loaded: LoadedRun, loader: Iterable[Batch]) -> Efficiency:
@@ -273,7 +293,13 @@ def check_split(data: SegmentationDataModule, split: str) -> None:
 # ------------------------------------------------------------------------------------------------- writing
 
 
-def _write(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample], checkpoint: Path) -> None:
+def _write(
+    evaluation: Evaluation,
+    loaded: LoadedRun,
+    dataset: Dataset[Sample],
+    checkpoint: Path,
+    worst: Sequence[tuple[int, NDArray[np.uint8]]],
+) -> None:
     """All files, each whole or not at all; scores.json comes last and so stands for a complete set."""
     folder, classes = evaluation.folder, loaded.data.classes
     for name in ("scores.json", "gates.json", "gates.xml"):  # the gates were judged by the old scores
@@ -295,7 +321,7 @@ def _write(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample], 
     heading = f"{evaluation.title}\nexpected calibration error {evaluation.details.ece:.4f}"
     figure = reliability_figure(histogram, classes.names, classes.colours, title=_marked(heading, evaluation))
     _save(figure, folder / "reliability.png")
-    _write_worst(evaluation, loaded, dataset)
+    _write_worst(evaluation, loaded, dataset, worst)
     report = _report(evaluation, loaded.data, checkpoint) | _areas(evaluation, dataset, classes.names)
     write_text(
         folder / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -359,37 +385,45 @@ def _areas(evaluation: Evaluation, dataset: Dataset[Sample], names: Sequence[str
 # ------------------------------------------------------------------------------------------- worst samples
 
 
-def _write_worst(evaluation: Evaluation, loaded: LoadedRun, dataset: Dataset[Sample]) -> None:
-    """worst.png and the gallery. Seen a second time, so that the first pass needs to keep no pictures."""
-    worst, counts, classes = evaluation.worst(GALLERY), evaluation.counts, loaded.data.classes
+def _write_worst(
+    evaluation: Evaluation,
+    loaded: LoadedRun,
+    dataset: Dataset[Sample],
+    worst: Sequence[tuple[int, NDArray[np.uint8]]],
+) -> None:
+    """worst.png and the gallery. worst: (index, class map (H, W)); pictures are read a second time."""
+    counts, classes = evaluation.counts, loaded.data.classes
     scores = mean_iou(counts.confusions)
     pixels = counts.confusions.sum(axis=(1, 2))
     examples = (
         make_example(
-            loaded,
+            loaded.data,
             dataset[i],
+            prediction,
             f"{counts.items[i].id} · mean IoU {scores[i]:.4f} · {pixels[i]:,} labelled pixels",
         )
-        for i in worst
+        for i, prediction in worst
     )
     first = list(islice(examples, WORST))
     title = _marked(f"{evaluation.title}: the worst {len(first)}\nrule: {RULE}", evaluation)
     sheet = contact_sheet(first, names=classes.names, colours=classes.colours, title=title)
     _save(sheet, evaluation.folder / "worst.png")
+    indices = [i for i, _ in worst]
     write_gallery(
         evaluation.folder / "gallery",
         chain(first, examples),
-        items=[counts.items[i] for i in worst],
-        confusions=counts.confusions[worst],
+        items=[counts.items[i] for i in indices],
+        confusions=counts.confusions[indices],
         names=classes.names,
         colours=classes.colours,
     )
 
 
-def make_example(loaded: LoadedRun, sample: Sample, label: str) -> Example:
-    """A row of a contact sheet: the sample as a picture, its truth and the model's prediction."""
-    data, valid = loaded.data, sample["valid"].numpy()
-    prediction = predict_classes(infer(loaded, sample["image"][None]))[0].cpu().numpy()
+def make_example(
+    data: SegmentationDataModule, sample: Sample, prediction: NDArray[np.uint8], label: str
+) -> Example:
+    """A row of a contact sheet: the sample as a picture, its truth and its predicted classes (H, W)."""
+    valid = sample["valid"].numpy()
     # samples smaller than their window were padded right and below
     height, width = (int(np.flatnonzero(valid.any(axis=axis)).max()) + 1 for axis in (1, 0))
     picture = display(

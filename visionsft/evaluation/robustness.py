@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from datamodules.batch import Batch
+from visionsft.evaluation.answers import infer
 from visionsft.evaluation.corruptions import CORRUPTIONS, Bands, Corruption
-from visionsft.evaluation.evaluating import check_split, infer, progress
+from visionsft.evaluation.evaluating import check_split, progress
 from visionsft.evaluation.metrics import (
     DEFINITIONS,
     SegmentationScores,

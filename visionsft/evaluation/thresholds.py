@@ -21,7 +21,8 @@ from torch import Tensor
 from datamodules import DataError
 from datamodules.batch import IGNORE, Batch
 from visionsft.errors import ConfigError, nearest
-from visionsft.evaluation.evaluating import check_split, infer, progress
+from visionsft.evaluation.answers import infer
+from visionsft.evaluation.evaluating import check_split, progress
 from visionsft.evaluation.metrics import SegmentationScores, confusion_matrix, predict_classes, summarise
 from visionsft.evaluation.metrics.segmentation import number
 from visionsft.evaluation.temperature import read_temperature

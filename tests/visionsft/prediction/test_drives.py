@@ -24,7 +24,7 @@ from torch import nn
 from datamodules import CameraFrameDataModule, Classes, ClassSpec, DataError, GeoTiffDataModule
 from visionsft.config import Backbone, CameraData, Config
 from visionsft.errors import ConfigError, WriteError
-from visionsft.evaluation.evaluating import infer
+from visionsft.evaluation.answers import infer
 from visionsft.evaluation.pictures import overlay
 from visionsft.prediction import drives, predict
 from visionsft.prediction.drives import (
