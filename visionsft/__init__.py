@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from visionsft.evaluation.reporting import report
     from visionsft.loading import dump_config, load_config
     from visionsft.models import create_model
-    from visionsft.prediction import export_onnx, predict
+    from visionsft.prediction import export_onnx, predict, predict_scene, scene_bands
     from visionsft.runs import Run
     from visionsft.training.fitting import fit
     from visionsft.training.loading import load_model
@@ -39,8 +39,10 @@ _HOMES = {
     "load_config": "visionsft.loading",
     "load_model": "visionsft.training.loading",
     "predict": "visionsft.prediction",
+    "predict_scene": "visionsft.prediction",
     "read_facts": "visionsft.evaluation.facts",
     "report": "visionsft.evaluation.reporting",
+    "scene_bands": "visionsft.prediction",
 }
 
 __all__ = [
@@ -57,8 +59,10 @@ __all__ = [
     "load_config",
     "load_model",
     "predict",
+    "predict_scene",
     "read_facts",
     "report",
+    "scene_bands",
 ]
 
 

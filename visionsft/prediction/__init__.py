@@ -1,7 +1,7 @@
 """Prediction: maps of scenes of any size, class maps of camera frames, and a model's way into other software."""
 
 from visionsft.prediction.exporting import export_onnx
-from visionsft.prediction.mapping import SceneOptions, ScenePredictor
+from visionsft.prediction.mapping import SceneOptions, ScenePredictor, predict_scene, scene_bands
 from visionsft.prediction.predicting import Outcome, Predictions, predict, predict_all
 from visionsft.prediction.scenes import Band, blend_tiles, row_bands
 from visionsft.prediction.stills import FrameOptions
@@ -19,5 +19,7 @@ __all__ = [
     "export_onnx",
     "predict",
     "predict_all",
+    "predict_scene",
     "row_bands",
+    "scene_bands",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -19,6 +19,7 @@ from datamodules.raster import LONLAT, Pool, read_thumbnail
 from visionsft.errors import ConfigError, nearest
 from visionsft.evaluation.pictures import display
 from visionsft.evaluation.pictures import overlay as draw_overlay
+from visionsft.evaluation.temperature import load_temperature
 from visionsft.files import atomic_path
 from visionsft.models.views import average_views
 from visionsft.prediction.backends import Backend, Choice, choose_backend, create_backend
@@ -36,6 +37,7 @@ from visionsft.prediction.scenes import (
 )
 from visionsft.prediction.tiling import batch_size, fitting, plan_tiles
 from visionsft.prediction.vectorising import VectorOptions, find_format, open_polygons
+from visionsft.runs import Run
 
 if TYPE_CHECKING:
     from visionsft.training.loading import LoadedRun
@@ -126,7 +128,9 @@ class ScenePredictor:
         self, source: SceneSource, grid: Grid, *, first: int = 0, last: int | None = None
     ) -> Iterator[Band]:
         """Finished rows of the maps, from row `first` of the grid to before row `last`."""
-        layers = make_layers(self.options.layers, num_classes=self.num_classes)
+        layers = make_layers(
+            self.options.layers, num_classes=self.num_classes, temperature=self.temperature
+        )
         with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
             pieces = blend_tiles(
                 source,
@@ -142,6 +146,11 @@ class ScenePredictor:
                 last=last,
             )
             yield from row_bands(pieces, layers, width=grid.cols.length)
+
+    @cached_property
+    def temperature(self) -> float:
+        """Fitted by `visionsft calibrate`, where probabilities are written; it changes no class."""
+        return 1.0 if self.options.layers == ("classes",) else load_temperature(self.loaded.run)
 
     def backend(self, source: SceneSource, grid: Grid) -> Backend:
         """The backend, chosen on the first scene that is large enough for the choice to pay."""
@@ -178,7 +187,7 @@ class ScenePredictor:
             folder,
             grid=source.scene.header.grid,
             legends=legends(self.options.layers, self.data.classes),
-            key=self._key(path, grid),
+            key=self._key(path, source, grid),
         )
 
     def finish(self, source: SceneSource, writer: MapWriter, targets: dict[str, Path]) -> None:
@@ -190,7 +199,7 @@ class ScenePredictor:
         names = sorted(self.options.layers, key=lambda name: name == "classes")
         writer.finish({name: targets[name] for name in names})
 
-    def _key(self, path: str, grid: Grid) -> dict[str, object]:
+    def _key(self, path: str, source: SceneSource, grid: Grid) -> dict[str, object]:
         """What the maps depend on."""
         checkpoint = self.loaded.run.checkpoint("best").stat()
         scene = None if is_remote(path) else Path(path).stat()
@@ -201,6 +210,8 @@ class ScenePredictor:
             "grid": asdict(grid),
             "layers": self.options.layers,
             "views": self.loaded.views,
+            "temperature": self.temperature,
+            "backend": self.backend(source, grid).name,
         }
 
     def _outline(self, source: SceneSource, writer: MapWriter, target: Path) -> None:
@@ -230,3 +241,41 @@ class ScenePredictor:
         )
         with atomic_path(target) as temporary:
             Image.fromarray(draw_overlay(picture, classes, data.classes.colours)).save(temporary, quality=92)
+
+
+def predict_scene(
+    run: LoadedRun | Run | str | Path,
+    path: str | Path,
+    out: str | Path,
+    *,
+    overlay: bool = False,
+    options: SceneOptions = SceneOptions(),
+) -> dict[str, Path]:
+    """Map one scene of any size into the folder `out`; returns the files by kind of result, "classes" first.
+
+    run: a run, its folder, or a `load_run` of it. Files that exist are replaced once the new ones are complete.
+    """
+    predictor = ScenePredictor(_load(run), options, overlay=overlay)
+    targets = predictor.targets(str(path), Path(out))
+    predictor.predict(str(path), targets, overwrite=True)
+    return targets
+
+
+def scene_bands(
+    run: LoadedRun | Run | str | Path,
+    path: str | Path,
+    *,
+    options: SceneOptions = SceneOptions(),
+) -> Iterator[Band]:
+    """The finished rows of a scene's maps, from top to bottom, as they are computed; nothing is written."""
+    predictor = ScenePredictor(_load(run), options)
+    source = predictor.open(str(path))
+    yield from predictor.bands(source, predictor.plan(source))
+
+
+def _load(run: LoadedRun | Run | str | Path) -> LoadedRun:
+    from visionsft.training.loading import LoadedRun, load_run  # imported late, as in visionsft.evaluation
+
+    if isinstance(run, LoadedRun):
+        return run
+    return load_run(run if isinstance(run, Run) else Run.open(run), "best")

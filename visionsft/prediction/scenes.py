@@ -140,8 +140,11 @@ def blend_tiles(
     whole: the row of tiles above the first is computed too, for what it shares with it.
     """
     last = grid.rows.count if last is None else last
-    places = [(row, col) for row, col in grid if max(first - 1, 0) <= row < last]
-    groups = (places[start : start + batch] for start in range(0, len(places), batch))
+    groups = (
+        [(row, col) for col in range(start, min(start + batch, grid.cols.count))]
+        for row in range(max(first - 1, 0), last)
+        for start in range(0, grid.cols.count, batch)  # within a row, so that ranges don't change the batches
+    )
     blender = Blender(grid)
     for tiles in ahead(_read(source, grid, group) for group in groups):
         for tile, logits in zip(tiles, _infer(tiles, run, grid, num_classes), strict=True):

@@ -2,6 +2,8 @@
 
 Workers need to see the run folder and the scenes under the paths that are given here, and nothing else: what they
 compute comes back as finished bands, and one process writes all files. A worker that dies costs the rows it was at.
+The files are those of a single process with as many threads as a worker has (one), byte for byte; with other numbers
+of threads sums are rounded in another order, so that pixels of a near tie may differ.
 """
 
 from __future__ import annotations

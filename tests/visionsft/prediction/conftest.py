@@ -38,6 +38,9 @@ def _write_run(folder: Path, *, head: dict[str, Any] | None = None) -> Run:
     )
     run = Run.create(config)
     model = build_model(config, build_backbone(config, BANDS, pretrained=False), len(classes))
+    for weights in model.head.parameters():
+        if weights.dim() == 4:
+            weights.data.normal_(0, 0.5)  # a new head is certain of nothing: all its maps look alike
     run.checkpoints.mkdir()
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
     torch.save({"state_dict": state, "callbacks": {}}, run.checkpoints / "best.ckpt")

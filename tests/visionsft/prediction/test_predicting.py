@@ -27,7 +27,15 @@ from datamodules import (
 from datamodules.batch import Window
 from visionsft.config import Backbone, CameraData, Config
 from visionsft.errors import ConfigError, WriteError
-from visionsft.prediction import FrameOptions, SceneOptions, VectorOptions, predict
+from visionsft.evaluation.temperature import Temperature, store_temperature
+from visionsft.prediction import (
+    FrameOptions,
+    SceneOptions,
+    VectorOptions,
+    predict,
+    predict_scene,
+    scene_bands,
+)
 from visionsft.prediction.scenes import SceneSource, resample
 from visionsft.runs import Run
 
@@ -288,6 +296,30 @@ def test_many_tiles_at_another_resolution(make_run: Callable[..., Run], scenes: 
     with rasterio.open(written) as file:
         inside = np.kron(np.ones((12, 9)), np.pad(np.ones((10, 10)), 3)) > 0
         assert np.array_equal(file.read(1)[inside], classes[inside])
+
+
+def test_one_scene_and_its_bands_in_python(write_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    image = write_scene(tmp_path / "in" / "a.tif", draw(150, 40))
+    options = SceneOptions(tile=64, overlap=16)
+    files = predict_scene(run, image, tmp_path / "out", options=options)
+    assert files == {"classes": tmp_path / "out" / "a.tif"}
+    bands = list(scene_bands(run.path, image, options=options))
+    assert [band.row for band in bands] == [0, 32, 64, 96]  # the overlap is rounded up to the model's stride
+    with rasterio.open(files["classes"]) as file:
+        assert np.array_equal(file.read(1), np.concatenate([band.classes for band in bands]))
+
+
+def test_the_fitted_temperature_softens_probabilities(write_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    image = write_scene(tmp_path / "in" / "a.tif", draw(40, 40))
+    options = SceneOptions(("confidence",))
+    with pytest.warns(UserWarning, match="calibrate"):
+        (plain,) = scene_bands(run, image, options=options)
+    store_temperature(run, "best", Temperature(5.0, {"split": "val"}, {}))
+    (soft,) = scene_bands(run, image, options=options)
+    assert np.array_equal(soft.classes, plain.classes)
+    assert soft.maps["confidence"].mean() < plain.maps["confidence"].mean()
 
 
 def test_layers_on_request(make_run: Callable[..., Run], scenes: Path) -> None:

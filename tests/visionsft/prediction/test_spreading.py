@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import torch
 from rasterio.transform import from_origin
 
 from datamodules import DataError
@@ -36,6 +37,15 @@ class Head(nn.Module):
             os.kill(os.getpid(), signal.SIGKILL)
         return self.layer(features[0])
 """
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As Ray's workers have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,6 +89,8 @@ def test_the_files_are_those_of_one_process(write_run: Callable[..., Run], tmp_p
     assert len(spread) == 4
     for one, two in zip(local, spread, strict=True):
         assert one.read_bytes() == two.read_bytes()
+    with rasterio.open(spread[0]) as file:
+        assert len(np.unique(file.read(1))) == 3
 
 
 def test_a_killed_worker_costs_its_rows_and_not_the_run(
