@@ -10,7 +10,7 @@ RUN := demo/runs/demo
 .PHONY: help demo test lint clean
 
 help:
-	@echo "make demo   install into $(VENV), then fine-tune, evaluate and predict on generated scenes (minutes)"
+	@echo "make demo   install into $(VENV), then fine-tune, evaluate, report and predict on generated scenes (minutes)"
 	@echo "make test   install into $(VENV) with the development tools, then run every test"
 	@echo "make lint   ruff, mypy and import-linter"
 	@echo "make clean  remove $(VENV) and demo"
@@ -18,9 +18,11 @@ help:
 demo: $(VENV)/demo.stamp $(DATA)/README.txt
 	$(BIN)/visionsft fit configs/demo.yaml --overwrite
 	$(BIN)/visionsft evaluate $(RUN)
+	$(BIN)/visionsft report $(RUN)
 	$(BIN)/visionsft predict $(RUN) $(DATA)/test/images --out demo/predictions --overwrite --overlay
 	@echo
 	@echo "Where to look:"
+	@echo "  $(RUN)/report/index.html  the report: open it in a browser"
 	@echo "  $(RUN)/evaluation/test/   scores.json, table.txt, confusion.png, worst.png"
 	@echo "  demo/predictions/                 class maps of the two test scenes (GeoTIFF) and pictures of them"
 	@echo "  $(RUN)/                   the run: config.yaml, trainable.txt, metrics.csv, checkpoints"

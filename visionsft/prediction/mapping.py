@@ -128,9 +128,7 @@ class ScenePredictor:
         self, source: SceneSource, grid: Grid, *, first: int = 0, last: int | None = None
     ) -> Iterator[Band]:
         """Finished rows of the maps, from row `first` of the grid to before row `last`."""
-        layers = make_layers(
-            self.options.layers, num_classes=self.num_classes, temperature=self.temperature
-        )
+        layers = make_layers(self.options.layers, num_classes=self.num_classes, temperature=self.temperature)
         with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
             pieces = blend_tiles(
                 source,
@@ -170,8 +168,8 @@ class ScenePredictor:
             warnings.warn(self.note, stacklevel=2)
         return self._backend
 
-    def predict(self, path: str, targets: dict[str, Path], *, overwrite: bool) -> None:
-        """Make a scene's files; an interrupted attempt with the same settings is continued."""
+    def predict(self, path: str, targets: dict[str, Path], *, overwrite: bool) -> str:
+        """Make a scene's files; an interrupted attempt with the same settings is continued. Returns a remark."""
         del overwrite  # each file takes the place of an old one once it is complete
         source = self.open(path)
         grid = self.plan(source)
@@ -179,6 +177,7 @@ class ScenePredictor:
             for band in self.bands(source, grid, first=grid.rows.index(writer.rows)):
                 writer.add(band)
             self.finish(source, writer, targets)
+        return remark(source)
 
     def writer(self, path: str, source: SceneSource, grid: Grid, targets: dict[str, Path]) -> MapWriter:
         """Where the bands of a scene go until it is finished."""
@@ -241,6 +240,11 @@ class ScenePredictor:
         )
         with atomic_path(target) as temporary:
             Image.fromarray(draw_overlay(picture, classes, data.classes.colours)).save(temporary, quality=92)
+
+
+def remark(source: SceneSource) -> str:
+    """What the user should know about a scene that was mapped."""
+    return "" if source.scene.header.grid.crs else "has no CRS: its map is in pixels"
 
 
 def predict_scene(

@@ -38,6 +38,7 @@ class Outcome:
     """Written, or kept from before; none if it failed."""
     seconds: float
     problem: str | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Predictions:
         lines = []
         for each in self.outcomes:
             state = f"{each.seconds:8.1f} s  {len(each.files)} files" if each.problem is None else "  FAILED"
+            state += f"  ({each.remark})" if each.remark else ""
             lines.append(f"{each.path:{width}}  {state}")
         return "\n".join([*lines, *([self.note] if self.note else [])])
 
@@ -181,10 +183,10 @@ def _predict_one(
 ) -> Outcome:
     start = time.perf_counter()
     try:
-        predictor.predict(path, targets, overwrite=overwrite)
+        remark = predictor.predict(path, targets, overwrite=overwrite)
     except DataError as error:
         return Outcome(path, (), time.perf_counter() - start, str(error))
-    return Outcome(path, tuple(targets.values()), time.perf_counter() - start)
+    return Outcome(path, tuple(targets.values()), time.perf_counter() - start, remark=remark)
 
 
 def _listed(failed: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ from datamodules import DataError
 from visionsft.errors import ConfigError
 from visionsft.prediction.backends import Choice
 from visionsft.prediction.inputs import is_remote
-from visionsft.prediction.mapping import SceneOptions, ScenePredictor
+from visionsft.prediction.mapping import SceneOptions, ScenePredictor, remark
 from visionsft.prediction.predicting import Outcome
 from visionsft.prediction.scenes import Band, SceneSource
 from visionsft.runs import Run
@@ -117,7 +117,8 @@ def _end(predictor: ScenePredictor, scene: _Scene) -> Outcome:
         if scene.problem is None:
             predictor.finish(scene.source, scene.writer, scene.targets)
     files = () if scene.problem else tuple(scene.targets.values())
-    return Outcome(scene.path, files, time.perf_counter() - scene.started, scene.problem)
+    seconds = time.perf_counter() - scene.started
+    return Outcome(scene.path, files, seconds, scene.problem, remark(scene.source))
 
 
 def _compute(run: str, options: SceneOptions, path: str, first: int, last: int) -> list[Band]:

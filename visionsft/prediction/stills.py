@@ -83,12 +83,13 @@ class StillPredictor:
         files = {"classes": out / f"{name}{MAP_SUFFIX}"}
         return files | ({"overlay": out / f"{name}_overlay.jpg"} if self.overlay else {})
 
-    def predict(self, path: str, targets: dict[str, Path], *, overwrite: bool) -> None:
-        """Make an input's files."""
+    def predict(self, path: str, targets: dict[str, Path], *, overwrite: bool) -> str:
+        """Make an input's files. Returns a remark: there is none about frames."""
         if self._is_drive(path):
             self._predict_drive(path, targets["overlay"].parent, overwrite=overwrite)
         else:
             self._predict_still(path, targets)
+        return ""
 
     @cached_property
     def run(self) -> Run:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from zipfile import ZipFile
@@ -33,6 +35,7 @@ from visionsft.prediction import (
     SceneOptions,
     VectorOptions,
     predict,
+    predict_all,
     predict_scene,
     scene_bands,
 )
@@ -62,7 +65,12 @@ class NearestRed(nn.Module):
 
 
 def write_scene(
-    path: Path, classes: np.ndarray, *, bands: tuple[str, ...] = BANDS, place: Affine = PLACE
+    path: Path,
+    classes: np.ndarray,
+    *,
+    bands: tuple[str, ...] = BANDS,
+    place: Affine = PLACE,
+    crs: str | None = "EPSG:32633",
 ) -> Path:
     """A uint16 scene whose red follows the classes; class 255 is nodata."""
     values = {band: np.random.default_rng(0).integers(3000, 5000, classes.shape) for band in bands}
@@ -71,7 +79,7 @@ def write_scene(
     height, width = classes.shape
     with rasterio.open(
         path, "w", driver="GTiff", height=height, width=width, count=len(bands), dtype="uint16",
-        crs="EPSG:32633", transform=place, nodata=0,
+        crs=crs, transform=place, nodata=0,
     ) as file:  # fmt: skip
         for number, band in enumerate(bands, start=1):
             file.write(np.where(classes == 255, 0, values[band]).astype(np.uint16), number)
@@ -88,14 +96,14 @@ def make_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[SegmentationDataModule, nn.Module], Run]:
     """A run folder that loads as this data and model."""
-    config = Config(
-        name="tiny",
-        runs=tmp_path / "runs",
-        data=CameraData(kind="camera", root=tmp_path),
-        backbone=Backbone(name="test_resnet", weights="none"),
-    )
 
-    def make(data: SegmentationDataModule, model: nn.Module) -> Run:
+    def make(data: SegmentationDataModule, model: nn.Module, name: str = "tiny") -> Run:
+        config = Config(
+            name=name,
+            runs=tmp_path / "runs",
+            data=CameraData(kind="camera", root=tmp_path),
+            backbone=Backbone(name="test_resnet", weights="none"),
+        )
         run = Run.create(config)
         run.checkpoints.mkdir()
         with ZipFile(run.checkpoints / "best.ckpt", "w") as file:
@@ -134,7 +142,9 @@ def scenes(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def scene_run(make_run: Callable[..., Run], root: Path, *, resolution: float | None = None) -> Run:
+def scene_run(
+    make_run: Callable[..., Run], root: Path, *, resolution: float | None = None, name: str = "tiny"
+) -> Run:
     data = GeoTiffDataModule(
         root / "data",
         images="{split}/images/*.tif",
@@ -147,7 +157,7 @@ def scene_run(make_run: Callable[..., Run], root: Path, *, resolution: float | N
     )
     data.set_normalisation((0.0,) * 3, (1.0,) * 3)
     data.scan()
-    return make_run(data, NearestRed(tuple(red / 10000 for red in REDS)))
+    return make_run(data, NearestRed(tuple(red / 10000 for red in REDS)), name)
 
 
 @pytest.fixture
@@ -223,13 +233,16 @@ def test_a_run_at_another_resolution_keeps_the_scenes_own_grid(
 
 def test_a_scene_without_place_gives_a_map_without_place(make_run: Callable[..., Run], scenes: Path) -> None:
     classes = draw(20, 20)
-    image = write_scene(scenes / "in" / "chip.tif", classes, place=Affine.identity())
+    image = write_scene(scenes / "in" / "chip.tif", classes, place=Affine.identity(), crs=None)
     (written,) = predict(scene_run(make_run, scenes), image, scenes / "out", overlay=True)[:1]
     with rasterio.open(written) as file:
         assert np.array_equal(file.read(1), classes)
         assert file.transform == Affine.identity()
     with Image.open(scenes / "out" / "chip_overlay.jpg") as picture:
         assert picture.size == (20, 20)
+    predictions = predict_all(scene_run(make_run, scenes, name="again"), image, scenes / "again")
+    assert "chip.tif" in predictions.table()
+    assert "has no CRS: its map is in pixels" in predictions.table()
 
 
 def test_broken_scenes_are_named_and_the_others_predicted(make_run: Callable[..., Run], scenes: Path) -> None:
@@ -377,6 +390,40 @@ def test_options_of_the_other_kind_are_refused(make_run: Callable[..., Run], sce
     image = write_scene(scenes / "in" / "a.tif", draw(32, 32))
     with pytest.raises(ConfigError, match="drives, every: for camera frames and videos"):
         predict(scene_run(make_run, scenes), image, scenes / "out", frames=FrameOptions(drives=True, every=2))
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """The address of a server of files; a process of its own, since GDAL keeps Python's threads waiting."""
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "http.server",
+        "0",
+        "--bind",
+        "127.0.0.1",
+        "--directory",
+        str(folder),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        port = server.stdout.readline().split(" port ")[1].split()[0]
+        yield f"http://127.0.0.1:{port}"
+        server.terminate()
+
+
+def test_a_scene_behind_http(make_run: Callable[..., Run], scenes: Path) -> None:
+    classes = draw(64, 48, seed=6)
+    write_scene(scenes / "in" / "far.tif", classes)
+    run = scene_run(make_run, scenes)
+    with serve(scenes / "in") as address:
+        (written,) = predict(run, f"{address}/far.tif", scenes / "out")
+        with pytest.raises(DataError, match=r"none\.tif"):
+            predict(run, f"{address}/none.tif", scenes / "out")
+    assert written.name == "far.tif"
+    with rasterio.open(written) as file:
+        assert np.array_equal(file.read(1), classes)
 
 
 class KillError(Exception):
