@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 LayerName = Literal["classes", "probability", "confidence", "entropy"]
 SHOWN = 2048
 """Longer side of an overlay, in pixels, at most."""
-CACHE_MB = 160
-"""GDAL's, for the blocks that tiles of one row share with the next."""
+CACHE_MB = 64
+"""GDAL's, for the blocks that neighbouring tiles share."""
 CHOICE_PIXELS = 8 * 1024 * 1024
 """Of a scene from which on trying all backends pays."""
 

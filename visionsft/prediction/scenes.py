@@ -191,10 +191,12 @@ def _read(source: Source, grid: Grid, places: Iterable[tuple[int, int]]) -> list
         scale = image.shape[1] / window.height
         tensor = None
         if valid.any():
+            tensor = torch.from_numpy(image)
             tall, wide = (
                 max(own, round(side * scale)) for own, side in zip(image.shape[1:], grid.tile, strict=True)
             )
-            tensor = F.pad(torch.from_numpy(image), (0, wide - image.shape[2], 0, tall - image.shape[1]))
+            if (tall, wide) != image.shape[1:]:
+                tensor = F.pad(tensor, (0, wide - image.shape[2], 0, tall - image.shape[1]))
         tiles.append(_Tile(place, tensor, valid, scale))
     return tiles
 
@@ -202,7 +204,7 @@ def _read(source: Source, grid: Grid, places: Iterable[tuple[int, int]]) -> list
 def _infer(tiles: Sequence[_Tile], run: Run, grid: Grid, num_classes: int) -> Iterator[Tensor]:
     """(K, *grid.tile) float32 of each tile; zeros where none of it is valid."""
     images = [tile.image for tile in tiles if tile.image is not None]
-    found = iter(run(torch.stack(images)) if images else ())
+    found = iter(run(images[0][None] if len(images) == 1 else torch.stack(images)) if images else ())
     for tile in tiles:
         if tile.image is None:
             yield torch.zeros(num_classes, *grid.tile)

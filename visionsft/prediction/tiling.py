@@ -20,8 +20,8 @@ from visionsft.models.model import FeatureExtractor
 from visionsft.prediction.blending import Grid, plan_grid
 from visionsft.prediction.scenes import Run, in_tiles
 
-LARGEST = 2048
-"""Side of a tile at most."""
+LARGEST = 2048 + 64
+"""Side of a tile at most: of what it adds to the map, and the overlap."""
 LOGITS_MB = 256
 """Of a tile at most: with many classes tiles are smaller."""
 BATCH_PIXELS = 512 * 512
