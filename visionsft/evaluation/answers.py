@@ -97,14 +97,14 @@ def _blended(
     from visionsft.prediction.scenes import blend_tiles  # which uses this package's metrics
     from visionsft.prediction.tiling import batch_size, fitting, plan_tiles
 
-    model, data = loaded.model, loaded.data
+    model, data, tiles = loaded.model, loaded.data, loaded.tiles
     compute = partial(compute_logits, model, precision=loaded.precision, channels_last=loaded.channels_last)
     run = partial(average_views, fitting(compute, model, data), **loaded.views)
     reader = SceneReader(cast(SceneReader, dataset.reader).scenes)  # of the thread that reads tiles
     first = 0
     for region, count in regions:
         source = RegionSource(reader, region, dataset.normalisation)
-        grid = plan_tiles(model, data, source.shape, **loaded.tiles)
+        grid = plan_tiles(model, data, source.shape, tile=tiles["tile"], overlap=tiles["overlap"])
         pieces = blend_tiles(source, run, grid, num_classes=model.num_classes, batch=batch_size(grid))
         windows = [
             _inside(source.window, dataset.items[index].window) for index in range(first, first + count)

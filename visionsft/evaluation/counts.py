@@ -62,8 +62,8 @@ def mean_brightness(batch: Batch, normalisation: Normalisation) -> NDArray[np.fl
     return found
 
 
-def save_counts(counts: Counts, folder: Path, *, details: Mapping[str, NDArray[Any]] | None = None) -> None:
-    """Write ``per_sample.npz``; details: further arrays by sample, see `visionsft.evaluation.details`."""
+def save_counts(counts: Counts, folder: Path, *, details: Mapping[str, Any] | None = None) -> None:
+    """Write ``per_sample.npz``; details: further arrays, by sample, see `visionsft.evaluation.details`."""
     with atomic_path(folder / FILE) as path:
         np.savez_compressed(
             path,

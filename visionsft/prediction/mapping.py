@@ -105,7 +105,7 @@ class ScenePredictor:
     def targets(self, path: str, out: Path) -> dict[str, Path]:
         """The files that a scene becomes, by kind of result."""
         name = stem(path)
-        files = {layer: out / f"{name}_{layer}.tif" for layer in self.options.layers}
+        files: dict[str, Path] = {layer: out / f"{name}_{layer}.tif" for layer in self.options.layers}
         files["classes"] = out / f"{name}.tif"
         if self.options.vectors is not None:
             files["vectors"] = out / f"{name}{self.options.vectors}"
