@@ -103,7 +103,7 @@ class MapWriter:
         needed, free = rows * self.grid.width, free_bytes(self.folder)
         if needed > free:
             raise WriteError(
-                f"{self.folder}: needs {needed / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free on that disk"
+                f"{self.folder}: needs {needed / 1e6:,.1f} MB, but {free / 1e6:,.1f} MB are free on that disk"
             )
 
     def add(self, band: Band) -> None:
