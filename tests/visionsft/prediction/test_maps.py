@@ -148,7 +148,7 @@ def test_what_can_not_be_trusted_begins_anew(tmp_path: Path, damage: str) -> Non
 
 def test_a_map_that_can_not_fit_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("visionsft.prediction.maps.free_bytes", lambda folder: 1000)
-    with pytest.raises(WriteError, match="needs 0.0 MB, but 0.0 MB are free"), writer_of(tmp_path):
+    with pytest.raises(WriteError, match=r"needs 0\.0 MB, but 0\.0 MB are free"), writer_of(tmp_path):
         pass
 
 
