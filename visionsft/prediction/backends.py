@@ -89,9 +89,7 @@ class OpenVinoBackend:
 
     def __init__(self, loaded: LoadedRun) -> None:
         require("openvino", extra="openvino")
-        import openvino
-
-        self._core = openvino.Core()
+        self._core = _openvino_core()
         reduced = loaded.precision is not None and "BF16" in self._core.get_property(
             "CPU", "OPTIMIZATION_CAPABILITIES"
         )
@@ -126,6 +124,19 @@ class OpenVinoBackend:
         }
         compiled = self._core.compile_model(self._converted(shape[1:]), "CPU", options)
         return [compiled.create_infer_request() for _ in range(count)]
+
+
+@lru_cache(1)
+def _openvino_core() -> openvino.Core:
+    """One for the whole process, never freed.
+
+    Each core's CPU plugin gives the thread a larger stack for signals, and puts the one before it back when it goes:
+    of two that go in the order they came, the second puts back what the first has freed, and the next signal (Ctrl-C,
+    a loader process that ends) is a segmentation fault. Seen with OpenVINO 2026.4.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 BACKENDS: dict[str, type[TorchBackend] | type[OnnxRuntimeBackend] | type[OpenVinoBackend]] = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -210,3 +212,28 @@ def test_a_weight_that_is_not_a_number(name: str) -> None:
     weight[0] = torch.nan
     with pytest.raises(RunError, match=f"weight {re.escape(first)} is not a number"):
         create_backend(loaded, name)
+
+
+def test_signals_are_safe_after_openvino() -> None:
+    """Two backends that go in the order they came, and then a signal; in a process of its own, which it may cost."""
+    needs("openvino")
+    code = """
+import gc, signal, subprocess
+from types import SimpleNamespace
+import torch
+from visionsft.prediction.backends import create_backend
+signal.signal(signal.SIGCHLD, lambda *given: None)  # as torch's loaders do
+backends = []
+for _ in range(2):
+    model = torch.nn.Conv2d(3, 2, 3, padding=1).eval()
+    model.num_classes = 2
+    loaded = SimpleNamespace(model=model, precision=None, channels_last=False)
+    backends.append(create_backend(loaded, "openvino"))
+    backends[-1](torch.zeros(1, 3, 16, 16))
+while backends:
+    backends.pop(0)
+    gc.collect()
+subprocess.run(["true"], check=True)
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr

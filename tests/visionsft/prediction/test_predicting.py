@@ -404,7 +404,7 @@ def serve(folder: Path) -> Iterator[str]:
 
 
 def test_scenes_behind_http(write_run: Callable[..., Run], tmp_path: Path) -> None:
-    """In a process of its own, as a user has it: after all the other tests GDAL crashed here, alone it does not."""
+    """In a process of its own, as a user has it."""
     run = write_run(tmp_path)
     image = write_scene(tmp_path / "in" / "far.tif", draw(64, 48, seed=6))
     (near,) = predict(run, image, tmp_path / "near", scenes=SceneOptions(backend="torch"))
