@@ -37,12 +37,10 @@ from datamodules.batch import IGNORE
 from datamodules.frames import read_image
 from visionsft.errors import ConfigError, WriteError
 from visionsft.evaluation.evaluating import progress
-from visionsft.evaluation.metrics import predict_classes
 from visionsft.evaluation.pictures import overlay as draw_overlay
 from visionsft.files import atomic_folder, atomic_path
 from visionsft.prediction.inputs import find_inputs
-from visionsft.prediction.scenes import resample
-from visionsft.prediction.stills import IMAGE_SUFFIXES, MAP_SUFFIX, write_indexed
+from visionsft.prediction.stills import IMAGE_SUFFIXES, MAP_SUFFIX, classes_at, write_indexed
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -273,7 +271,7 @@ def frame_classifier(loaded: LoadedRun, *, run: Callable[[Tensor], Tensor]) -> C
             alike = [index for index, image in enumerate(images) if image.shape == shape]
             logits = run(torch.stack([images[index] for index in alike]))
             for index, own in zip(alike, logits.split(1), strict=True):
-                maps[index] = _classes_at(own, frames[index].shape[:2])
+                maps[index] = classes_at(own, (frames[index].shape[0], frames[index].shape[1]))
         return [maps[index] for index in range(len(frames))]
 
     return classify
@@ -287,14 +285,6 @@ def _normalise(frame: Pixels, data: CameraFrameDataModule) -> Tensor:
     if data.size is not None:
         frame, _, valid = resize_sample(frame, np.zeros(valid.shape, np.uint8), valid, size=data.size)
     return torch.from_numpy(data.normalisation(frame.transpose(2, 0, 1), valid))
-
-
-def _classes_at(logits: Tensor, size: tuple[int, ...]) -> NDArray[np.uint8]:
-    """logits: (1, K, h, w) of a whole frame -> (H, W) at the frame's own size."""
-    height, width = size
-    if logits.shape[2:] != size:
-        logits = resample(logits.float(), (height, width), covered=(height, width), mode="bilinear")
-    return predict_classes(logits)[0].cpu().numpy()
 
 
 # ------------------------------------------------------------------------------------------- reading videos

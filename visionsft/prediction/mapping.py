@@ -155,15 +155,14 @@ class ScenePredictor:
         if self._backend is not None:
             return self._backend
         wanted = self.options.backend
-        probe = first_tile(source, grid) if wanted == "auto" and grid.pixels >= CHOICE_PIXELS else None
-        if wanted == "auto" and probe is None:
-            return create_backend(self.loaded, "torch")
-        if probe is None:
+        if wanted != "auto":
             self._backend = create_backend(self.loaded, wanted)
             return self._backend
-        self._backend, self.note = choose_backend(
-            self.loaded, wanted, probe.repeat(batch_size(grid), 1, 1, 1)
-        )
+        probe = first_tile(source, grid) if grid.pixels >= CHOICE_PIXELS else None
+        if probe is None:
+            return create_backend(self.loaded, "torch")
+        probe = probe.repeat(batch_size(grid), 1, 1, 1)
+        self._backend, self.note = choose_backend(self.loaded, wanted, probe)
         if self.note.startswith("!!"):
             warnings.warn(self.note, stacklevel=2)
         return self._backend

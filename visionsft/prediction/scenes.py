@@ -143,7 +143,7 @@ def blend_tiles(
     last = grid.rows.count if last is None else last
     groups = (
         [(row, col) for col in range(start, min(start + batch, grid.cols.count))]
-        for row in range(max(first - 1, 0), last)
+        for row in range(max(first - 1, 0) if first < last else last, last)
         for start in range(0, grid.cols.count, batch)  # within a row, so that ranges don't change the batches
     )
     blender = Blender(grid)

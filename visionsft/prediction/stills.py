@@ -148,11 +148,17 @@ def _size(path: str) -> tuple[int, int]:
     return height, width
 
 
-def _classify(logits: Tensor, valid: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """logits (1, K, h, w), valid (h, w) -> (H, W) at the file's own size; 255 where it isn't valid."""
-    seen = valid[None, None]
+def classes_at(logits: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """logits (1, K, h, w) of a whole frame, resized or not -> class indices (H, W) at the frame's own size."""
     if logits.shape[2:] != torch.Size(size):
-        extent = (float(size[0]), float(size[1]))  # a resized frame is the whole frame
-        logits = resample(logits.float(), size, covered=extent, mode="bilinear")
-        seen = resample(seen.float(), size, covered=extent, mode="nearest") > 0.5
-    return predict_classes(logits).masked_fill(~seen[:, 0], IGNORE)[0].cpu().numpy()
+        logits = resample(logits.float(), size, covered=size, mode="bilinear")
+    return predict_classes(logits)[0].cpu().numpy()
+
+
+def _classify(logits: Tensor, valid: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """`classes_at`, and 255 where the frame, valid (h, w), isn't valid."""
+    classes = classes_at(logits, size)
+    if valid.shape != torch.Size(size):
+        valid = resample(valid[None, None].float(), size, covered=size, mode="nearest")[0, 0] > 0.5
+    classes[~valid.cpu().numpy()] = IGNORE
+    return classes

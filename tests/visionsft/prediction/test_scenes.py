@@ -122,6 +122,15 @@ def test_some_rows_alone_are_the_rows_of_the_whole(first: int) -> None:
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(part, wanted, strict=True))
 
 
+def test_no_rows_left_cost_nothing() -> None:
+    def run(image: Tensor) -> Tensor:
+        raise AssertionError("a tile was computed")
+
+    grid = plan_grid((90, 40), size=20, overlap=8)
+    rows = grid.rows.count
+    assert list(blend_tiles(make_source(90, 40), run, grid, num_classes=3, first=rows, last=rows)) == []
+
+
 def test_one_item_ahead_and_no_more() -> None:
     made: list[int] = []
     items = ahead(made.append(i) or i for i in range(5))  # type: ignore[func-returns-value]
