@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datamodules.batch import IGNORE, Batch, Item, Sample, Window
     from datamodules.camera import CameraFrameDataModule
     from datamodules.classes import Classes, ClassSpec
-    from datamodules.datamodule import SegmentationDataModule
+    from datamodules.datamodule import DataModule, SegmentationDataModule
     from datamodules.errors import DataError
     from datamodules.geotiff import GeoTiffDataModule
     from datamodules.labels import VectorOptions
@@ -29,6 +29,7 @@ __all__ = [
     "ClassSpec",
     "Classes",
     "DataError",
+    "DataModule",
     "DriveSplit",
     "FolderSplit",
     "GeoTiffDataModule",
@@ -50,7 +51,7 @@ _MODULES = {
     "batch": ("IGNORE", "Batch", "Item", "Sample", "Window"),
     "camera": ("CameraFrameDataModule",),
     "classes": ("ClassSpec", "Classes"),
-    "datamodule": ("SegmentationDataModule",),
+    "datamodule": ("DataModule", "SegmentationDataModule"),
     "errors": ("DataError",),
     "geotiff": ("GeoTiffDataModule",),
     "labels": ("VectorOptions",),

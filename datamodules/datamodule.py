@@ -1,15 +1,15 @@
-"""The data module: what GeoTIFF scenes and camera frames share, from scanned files to loaders.
+"""The data module: what GeoTIFF scenes and camera frames share for every task, from scanned files to loaders.
 
-A subclass finds the files (`scan`), reads them (`_reader`) and says from where training windows are drawn
-(`_training_regions`); splits, statistics, normalisation, its guard and the loaders are the same for all.
+A subclass finds the files (`scan`), reads them (`_reader`) and makes datasets of them; splits, statistics,
+normalisation, its guard and the loaders are the same for all.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -50,9 +50,11 @@ JUDGED = 256
 """Pixels from which on their range says something."""
 
 
-class SegmentationDataModule(LightningDataModule):
-    """Base of the data modules; works with a lightning.Trainer and with a plain loop after `setup()`."""
+class DataModule(LightningDataModule):
+    """Base of all data modules; works with a lightning.Trainer and with a plain loop after `setup()`."""
 
+    counted: str
+    """What `statistics.class_counts` counts: "pixels", "objects" or "images"."""
     classes: Classes
     bands: tuple[str, ...]
     """Names of the bands that the model sees, in their order."""
@@ -66,18 +68,11 @@ class SegmentationDataModule(LightningDataModule):
     """Images without label and labels without image."""
     notes: list[str]
     """What the user should know about the data, in sentences."""
-    sparse: bool = False
-    """Whether most of the ground is unlabelled, so that training windows are drawn near labels."""
 
     def __init__(
         self,
         root: str | Path,
         *,
-        chip: tuple[int, int] | None,
-        augment: Augment | None,
-        rare_class_crops: float,
-        samples_per_epoch: int | None,
-        min_valid: float,
         normalise: Literal["weights", "data"],
         scale: float | None,
         batch_size: int,
@@ -87,18 +82,10 @@ class SegmentationDataModule(LightningDataModule):
         seed: int,
         cache_dir: str | Path | None,
     ) -> None:
-        """chip, augment: (H, W) and augmentation of training samples; None where `scan` sets them."""
         super().__init__()
         _check_choice("normalise", normalise, ("weights", "data"))
         _check_choice("on_error", on_error, ("stop", "skip"))
         self.root = Path(root)
-        if chip is not None:
-            self.chip = chip
-        if augment is not None:
-            self.augment = augment
-        self.rare_class_crops = rare_class_crops
-        self.samples_per_epoch = samples_per_epoch
-        self.min_valid = min_valid
         self.normalise = normalise
         self.scale = scale
         self.batch_size = batch_size
@@ -119,16 +106,32 @@ class SegmentationDataModule(LightningDataModule):
         """Finds and checks the files; fills classes, bands, dtype, items, skipped, unmatched and notes."""
 
     @abstractmethod
-    def prediction_dataset(self, paths: Sequence[str | Path]) -> Dataset[Sample]:
-        """Whole files without labels, in the order given, as samples of their own size (mask all 255)."""
+    def training_dataset(self) -> Dataset[Any]:
+        """Indexed by `SampleKey`; an epoch has len() of them."""
+
+    @abstractmethod
+    def prediction_dataset(self, paths: Sequence[str | Path]) -> Dataset[Any]:
+        """Whole files without labels, in the order given, as samples of their own size."""
+
+    @abstractmethod
+    def _evaluation_dataset(self, split: str) -> Dataset[Any]:
+        """The items of a split, whole and in order."""
+
+    @abstractmethod
+    def _collate(self, samples: Sequence[Any]) -> Any:
+        """A batch of samples."""
+
+    @abstractmethod
+    def _to_device(self, batch: Any, device: torch.device) -> Any:
+        """The batch with its tensors on `device`."""
 
     @abstractmethod
     def _reader(self) -> Reader:
         """Reads the items of all splits."""
 
     @abstractmethod
-    def _training_regions(self) -> list[Region]:
-        """From where training windows are drawn."""
+    def _collect(self, key: str) -> Statistics:
+        """Of the training split; `key`: its fingerprint."""
 
     @abstractmethod
     def _facts(self) -> dict[str, object]:
@@ -138,14 +141,6 @@ class SegmentationDataModule(LightningDataModule):
         """Where the items lie on the ground: {"id", "split", "outline": WKT in degrees}; none unless known."""
         return []
 
-    def _windows(self, region: Region) -> list[Item]:
-        """A training region in pieces that fit in memory, for the statistics."""
-        return [region.item]
-
-    def _evaluation_dataset(self, split: str) -> Dataset[Sample]:
-        """The items of a split, whole and in order."""
-        return EvaluationDataset(self.items[split], reader=self._reader(), normalisation=self.normalisation)
-
     # ---------------------------------------------------------------- Lightning
 
     def setup(self, stage: str | None = None) -> None:
@@ -154,56 +149,35 @@ class SegmentationDataModule(LightningDataModule):
         if stage in (None, "fit"):
             check_range(self.statistics, self.normalisation, self.bands)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Augmented windows; their order and content follow from (seed, epoch) alone.
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Augmented samples; their order and content follow from (seed, epoch) alone.
 
         Outside Lightning, call `loader.sampler.set_epoch(epoch)` before each epoch.
         """
         dataset = self.training_dataset()
-        sampler = EpochSampler(dataset, seed=self.seed, rank=_rank()[0], world=_rank()[1])
+        sampler = EpochSampler(cast(Sized, dataset), seed=self.seed, rank=_rank()[0], world=_rank()[1])
         # a last batch of few samples would upset batch norm
         return self._loader(dataset, self.batch_size, sampler, drop_last=len(sampler) > self.batch_size)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """Every pixel of the val split once, in order, not augmented."""
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The val split once, whole and in order, not augmented."""
         return self.evaluation_loader("val")
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """Every pixel of the test split once, in order, not augmented."""
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The test split once, whole and in order, not augmented."""
         return self.evaluation_loader("test")
 
-    def evaluation_loader(self, split: str) -> DataLoader[Batch]:
-        """Every pixel of a split once, in order, not augmented."""
+    def evaluation_loader(self, split: str) -> DataLoader[Any]:
+        """A split once, whole and in order, not augmented."""
         self._scan_once()
         if not self.items[split]:
             counts = ", ".join(f"{name} {len(items)}" for name, items in self.items.items())
             raise DataError(f"{self.root}: the {split} split is empty (samples: {counts})")
         return self._loader(self._evaluation_dataset(split), self.eval_batch_size)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """For Lightning."""
-        return to_device(batch, device)
-
-    def training_dataset(self) -> TrainingDataset:
-        """Indexed by `SampleKey`; an epoch has len() of them."""
-        self._scan_once()
-        regions = self._training_regions()
-        positions = self._positions(regions) if self.rare_class_crops or self.sparse else None
-        if self.sparse and positions is not None:
-            regions = near_labels(regions, positions)
-            if not any(region.area for region in regions):
-                raise DataError(f"{self.root}: no valid pixel of the training split is labelled")
-        plan = WindowPlan(
-            regions,
-            size=self.augment.reach,
-            length=self.samples_per_epoch or self._samples_to_cover(regions),
-            min_valid=self.min_valid,
-            positions=positions,
-            rare_share=self.rare_class_crops,
-        )
-        return TrainingDataset(
-            plan=plan, reader=self._reader(), augment=self.augment, normalisation=self.normalisation
-        )
+        return self._to_device(batch, device)
 
     # ---------------------------------------------------------------- figures of the training split
 
@@ -265,7 +239,7 @@ class SegmentationDataModule(LightningDataModule):
             "bands_from": f"{figures.valid_pixels} valid pixels in {figures.samples} of "
             f"{figures.windows} training windows",
             "dtype": str(self.dtype),
-            "class_pixels": counts,
+            f"class_{self.counted}": counts,
             "class_shares": {name: count / labelled for name, count in counts.items()},
             "fingerprint": figures.fingerprint,
             "skipped": [list(pair) for pair in self.skipped],
@@ -278,11 +252,6 @@ class SegmentationDataModule(LightningDataModule):
     def _scan_once(self) -> None:
         if not self.items:
             self.scan()
-
-    def _samples_to_cover(self, regions: Sequence[Region]) -> int:
-        """Samples that cover the valid ground once, at zoom 1, and every region once."""
-        area = sum(region.area for region in regions)
-        return max(len(regions), int(np.ceil(area / (self.chip[0] * self.chip[1]))))
 
     def _make_normalisation(self) -> Normalisation:
         if self.normalise == "data":
@@ -321,6 +290,134 @@ class SegmentationDataModule(LightningDataModule):
     def _cache_path(self, name: str) -> Path:
         return cache_folder(self.root, self.cache_dir) / name
 
+    def _loader(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        sampler: EpochSampler | None = None,
+        *,
+        drop_last: bool = False,
+    ) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=self._collate,
+            worker_init_fn=_one_thread,
+        )
+
+    def _check_inputs(self, items: Sequence[Item], reader: Reader) -> None:
+        """The guard for files to predict: wider limits, since one scene may well be all water or snow."""
+        moments = Moments(len(self.bands))
+        step = max(1, len(items) // GUARDED)
+        for item in items[::step][:GUARDED]:
+            raw = reader.read(item)
+            moments.add(raw.values, raw.valid)
+        if moments.count >= JUDGED:
+            figures = moments.summary(samples=len(items))
+            check_range(figures, self.normalisation, self.bands, largest_mean=10.0, std_range=(0.005, 25.0))
+
+
+class SegmentationDataModule(DataModule):
+    """Windows with a class index for every pixel.
+
+    A subclass also says from where training windows are drawn (`_training_regions`).
+    """
+
+    counted = "pixels"
+    sparse: bool = False
+    """Whether most of the ground is unlabelled, so that training windows are drawn near labels."""
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        chip: tuple[int, int] | None,
+        augment: Augment | None,
+        rare_class_crops: float,
+        samples_per_epoch: int | None,
+        min_valid: float,
+        normalise: Literal["weights", "data"],
+        scale: float | None,
+        batch_size: int,
+        eval_batch_size: int | None,
+        workers: int,
+        on_error: Literal["stop", "skip"],
+        seed: int,
+        cache_dir: str | Path | None,
+    ) -> None:
+        """chip, augment: (H, W) and augmentation of training samples; None where `scan` sets them."""
+        super().__init__(
+            root,
+            normalise=normalise,
+            scale=scale,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            workers=workers,
+            on_error=on_error,
+            seed=seed,
+            cache_dir=cache_dir,
+        )
+        if chip is not None:
+            self.chip = chip
+        if augment is not None:
+            self.augment = augment
+        self.rare_class_crops = rare_class_crops
+        self.samples_per_epoch = samples_per_epoch
+        self.min_valid = min_valid
+
+    @abstractmethod
+    def prediction_dataset(self, paths: Sequence[str | Path]) -> Dataset[Sample]:
+        """Whole files without labels, in the order given, as samples of their own size (mask all 255)."""
+
+    @abstractmethod
+    def _training_regions(self) -> list[Region]:
+        """From where training windows are drawn."""
+
+    def _windows(self, region: Region) -> list[Item]:
+        """A training region in pieces that fit in memory, for the statistics."""
+        return [region.item]
+
+    def _evaluation_dataset(self, split: str) -> Dataset[Sample]:
+        """The items of a split, whole and in order."""
+        return EvaluationDataset(self.items[split], reader=self._reader(), normalisation=self.normalisation)
+
+    def _collate(self, samples: Sequence[Sample]) -> Batch:
+        return collate(samples)
+
+    def _to_device(self, batch: Batch, device: torch.device) -> Batch:
+        return to_device(batch, device)
+
+    def training_dataset(self) -> TrainingDataset:
+        """Indexed by `SampleKey`; an epoch has len() of them."""
+        self._scan_once()
+        regions = self._training_regions()
+        positions = self._positions(regions) if self.rare_class_crops or self.sparse else None
+        if self.sparse and positions is not None:
+            regions = near_labels(regions, positions)
+            if not any(region.area for region in regions):
+                raise DataError(f"{self.root}: no valid pixel of the training split is labelled")
+        plan = WindowPlan(
+            regions,
+            size=self.augment.reach,
+            length=self.samples_per_epoch or self._samples_to_cover(regions),
+            min_valid=self.min_valid,
+            positions=positions,
+            rare_share=self.rare_class_crops,
+        )
+        return TrainingDataset(
+            plan=plan, reader=self._reader(), augment=self.augment, normalisation=self.normalisation
+        )
+
+    def _samples_to_cover(self, regions: Sequence[Region]) -> int:
+        """Samples that cover the valid ground once, at zoom 1, and every region once."""
+        area = sum(region.area for region in regions)
+        return max(len(regions), int(np.ceil(area / (self.chip[0] * self.chip[1]))))
+
     def _collect(self, key: str) -> Statistics:
         windows = [item for region in self._training_regions() for item in self._windows(region)]
         return collect(
@@ -336,37 +433,6 @@ class SegmentationDataModule(LightningDataModule):
             load=ClassPositions.load,
             save=ClassPositions.save,
         )
-
-    def _loader(
-        self,
-        dataset: Dataset[Sample],
-        batch_size: int,
-        sampler: EpochSampler | None = None,
-        *,
-        drop_last: bool = False,
-    ) -> DataLoader[Batch]:
-        return DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_size=batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=collate,
-            worker_init_fn=_one_thread,
-        )
-
-    def _check_inputs(self, items: Sequence[Item], reader: Reader) -> None:
-        """The guard for files to predict: wider limits, since one scene may well be all water or snow."""
-        moments = Moments(len(self.bands))
-        step = max(1, len(items) // GUARDED)
-        for item in items[::step][:GUARDED]:
-            raw = reader.read(item)
-            moments.add(raw.values, raw.valid)
-        if moments.count >= JUDGED:
-            figures = moments.summary(samples=len(items))
-            check_range(figures, self.normalisation, self.bands, largest_mean=10.0, std_range=(0.005, 25.0))
 
 
 def _check_choice(name: str, given: str, allowed: Sequence[str]) -> None:
