@@ -19,7 +19,7 @@ from backbones import Backbone, accelerate_depthwise, create_backbone
 from datamodules import Augment, CameraFrameDataModule, ClassSpec, GeoTiffDataModule, SegmentationDataModule
 from datamodules.classes import parse_colour
 from visionsft import config as settings
-from visionsft.config import Config
+from visionsft.config import Config, SegmentationConfig
 from visionsft.errors import ConfigError, nearest
 from visionsft.models import SegmentationModel, create_model
 from visionsft.models.losses import SegmentationLoss, build_loss
@@ -42,6 +42,7 @@ _OPTIMIZATION = (*_RATES, "optimizer", "momentum", "schedule", "warmup")
 
 def build_data(config: Config) -> SegmentationDataModule:
     """The data module, not yet scanned."""
+    assert isinstance(config, SegmentationConfig)
     options = _fields(config.data, leave_out=("kind", "classes", "split", "augment"))
     augment = _fields(config.data.augment, leave_out=("rare_class_crops",))
     if isinstance(config.data, settings.GeoTiffData) and config.data.vector is not None:
@@ -73,6 +74,7 @@ def build_backbone(config: Config, bands: Sequence[str], *, pretrained: bool = T
 
 def build_model(config: Config, backbone: Backbone, num_classes: int) -> SegmentationModel:
     """The backbone with a new head, its layers as the strategy needs them."""
+    assert isinstance(config, SegmentationConfig)
     head = config.head
     options = head.options if isinstance(head, settings.CustomHead) else _fields(head, leave_out=("name",))
     model = create_model(backbone, num_classes, head=head.name, options=options)
@@ -110,6 +112,7 @@ def build_task(config: Config, model: SegmentationModel, data: SegmentationDataM
 
 def build_loss_of(config: Config, data: SegmentationDataModule) -> SegmentationLoss:
     """The loss, with class weights from the training split."""
+    assert isinstance(config, SegmentationConfig)
     return build_loss(config.task.loss, class_counts=torch.from_numpy(data.statistics.class_counts))
 
 

@@ -458,10 +458,10 @@ def schema(
     """Write the JSON schema of configurations, by which editors complete and check them."""
     import json
 
-    from visionsft.config import Config
+    from visionsft import config
     from visionsft.files import write_text
 
-    text = json.dumps(Config.model_json_schema(), indent=2) + "\n"
+    text = json.dumps(config.schema(), indent=2) + "\n"
     if out is None:
         typer.echo(text, nl=False)
     else:

@@ -12,7 +12,7 @@ import re
 import string
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, Union
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    TypeAdapter,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -139,6 +140,8 @@ LossTerms = Annotated[
 
 
 class SegmentationTask(Section):
+    """A class for every pixel."""
+
     kind: Literal["segmentation"] = "segmentation"
     loss: LossTerms = Field(
         default=(CrossEntropyLoss(),),
@@ -659,9 +662,7 @@ class Inference(Section):
 
 
 class Config(Section):
-    """One training run, from data to checkpoint."""
-
-    model_config = ConfigDict(defer_build=False)
+    """One training run, from data to checkpoint; what is the same for every task."""
 
     name: str | None = Field(
         default=None,
@@ -671,12 +672,10 @@ class Config(Section):
     )
     runs: Path = Field(default=Path("runs"), description="folder in which run folders are made")
     seed: NonNegative = 0
-    task: SegmentationTask = SegmentationTask()
-    data: Data
+    task: Section
+    data: _Data
     backbone: Backbone
-    head: Head = Field(
-        default=FpnHead(), description="a built-in head, or {name: 'my_pkg.heads:MyHead', options: {...}}"
-    )
+    head: Section
     strategy: Strategy = FullStrategy()
     trainer: Trainer = Trainer()
     inference: Inference = Inference()
@@ -692,3 +691,27 @@ class Config(Section):
             text = f"epoch {self.strategy.start} is never reached: trainer.epochs is {self.trainer.epochs}"
             raise _conflict("strategy.start", text, "trainer.epochs")
         return self
+
+
+class SegmentationConfig(Config):
+    """A class for every pixel."""
+
+    model_config = ConfigDict(defer_build=False)
+
+    task: SegmentationTask = SegmentationTask()
+    data: Data
+    head: Head = Field(
+        default=FpnHead(), description="a built-in head, or {name: 'my_pkg.heads:MyHead', options: {...}}"
+    )
+
+
+CONFIGS: dict[str, type[Config]] = {"segmentation": SegmentationConfig}
+"""By task.kind."""
+
+DEFAULT_TASK = "segmentation"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of all configurations, by which editors complete and check them."""
+    union: Any = Union[tuple(CONFIGS.values())]  # noqa: UP007 (computed)
+    return TypeAdapter(union).json_schema()

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from visionsft.config import Config, CustomHead, Section
+from visionsft.config import CONFIGS, DEFAULT_TASK, Config, CustomHead, Section
 from visionsft.document import Place
 from visionsft.errors import nearest
 
@@ -38,22 +38,34 @@ class Mistake:
 
 def validate(values: dict[str, Any]) -> tuple[Config | None, list[Mistake]]:
     """The configuration, or every mistake in `values`."""
-    found: list[Mistake] = []
+    root, values, found = _choose_root(values)
     for _ in range(_ROUNDS):
         try:
-            config = Config.model_validate(values)
+            config = root.model_validate(values)
         except ValidationError as error:
-            groups = _group(error.errors(include_url=False), values)
+            groups = _group(error.errors(include_url=False), root, values)
         else:
             return (None if found else config), found
         for spot, errors in groups:
-            mistake = _describe(spot, errors, values)
+            mistake = _describe(spot, errors, root, values)
             if not _says_nothing_new(mistake, found):
                 found.append(mistake)
         values = copy.deepcopy(values)
         for spot, errors in groups:
             _put_right(values, spot, errors)
     return None, found
+
+
+def _choose_root(values: dict[str, Any]) -> tuple[type[Config], dict[str, Any], list[Mistake]]:
+    """The configuration that the task's kind asks for; an unknown kind is put right by the nearest one."""
+    task = values.get("task")
+    kind = task.get("kind", DEFAULT_TASK) if isinstance(task, dict) else DEFAULT_TASK
+    if isinstance(kind, str) and kind in CONFIGS:
+        return CONFIGS[kind], values, []
+    text = f"{show(kind)} is not allowed; allowed: {', '.join(CONFIGS)}{_nearest(kind, CONFIGS)}"
+    likely = nearest(str(kind), CONFIGS) or DEFAULT_TASK
+    corrected = values | {"task": {**values["task"], "kind": likely}}
+    return CONFIGS[likely], corrected, [Mistake(("task", "kind"), text)]
 
 
 def _says_nothing_new(mistake: Mistake, found: list[Mistake]) -> bool:
@@ -85,20 +97,22 @@ class _Spot:
     """The field of that key; None where the model doesn't know it."""
 
 
-def _group(errors: list[ErrorDetails], values: dict[str, Any]) -> list[tuple[_Spot, list[ErrorDetails]]]:
+def _group(
+    errors: list[ErrorDetails], root: type[Config], values: dict[str, Any]
+) -> list[tuple[_Spot, list[ErrorDetails]]]:
     """Errors by place: of `int | str` pydantic reports each branch, which is one mistake."""
     groups: dict[Place, tuple[_Spot, list[ErrorDetails]]] = {}
     for error in errors:
-        spot = _locate(error["loc"], values)
+        spot = _locate(error["loc"], root, values)
         groups.setdefault(spot.place, (spot, []))[1].append(error)
     return list(groups.values())
 
 
-def _locate(location: Place, values: Any) -> _Spot:
+def _locate(location: Place, root: type[Config], values: Any) -> _Spot:
     """Walk the models along `location`, leaving out the names of a union's branches that pydantic puts in."""
-    model: type[Section] = Config
-    siblings: tuple[type[Section], ...] = (Config,)
-    members: tuple[type[Section], ...] = (Config,)
+    model: type[Section] = root
+    siblings: tuple[type[Section], ...] = (root,)
+    members: tuple[type[Section], ...] = (root,)
     field: FieldInfo | None = None
     place: list[str | int] = []
     for part in location:
@@ -146,10 +160,12 @@ def _member(members: tuple[type[Section], ...], tag: str) -> type[Section]:
 # ---------------------------------------------------------------------------- what to say of it
 
 
-def _describe(spot: _Spot, errors: list[ErrorDetails], values: dict[str, Any]) -> Mistake:
+def _describe(
+    spot: _Spot, errors: list[ErrorDetails], root: type[Config], values: dict[str, Any]
+) -> Mistake:
     kind = errors[0]["type"]
     if kind == "extra_forbidden":
-        return _unknown_key(spot)
+        return _unknown_key(spot, root)
     if kind.startswith("union_tag") or kind == "model_attributes_type":
         return _wrong_choice(spot, values)
     if kind == "conflict":
@@ -159,7 +175,7 @@ def _describe(spot: _Spot, errors: list[ErrorDetails], values: dict[str, Any]) -
     return Mistake(spot.place, _wrong_value(spot, errors, values))
 
 
-def _unknown_key(spot: _Spot) -> Mistake:
+def _unknown_key(spot: _Spot, root: type[Config]) -> Mistake:
     key = str(spot.place[-1])
     own = spot.model.model_fields
     if spot.model is CustomHead:
@@ -175,7 +191,11 @@ def _unknown_key(spot: _Spot) -> Mistake:
             return Mistake(spot.place, text, choice=(*spot.place[:-1], choice))
     if match := nearest(key, own):
         return Mistake(spot.place, f"unknown key; nearest: {match}")
-    if elsewhere := [place for place in _all_keys(Config) if place.split(".")[-1] == key]:
+    here = ".".join(str(part) for part in spot.place)
+    tasks = [kind for kind, config in CONFIGS.items() if config is not root and here in _all_keys(config)]
+    if tasks:
+        return Mistake(spot.place, f"unknown key for this task; it belongs to task.kind {' or '.join(tasks)}")
+    if elsewhere := [place for place in _all_keys(root) if place.split(".")[-1] == key]:
         return Mistake(spot.place, f"unknown key here; it belongs to {' or '.join(elsewhere)}")
     return Mistake(spot.place, f"unknown key; allowed: {', '.join(own)}")
 

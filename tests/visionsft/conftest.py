@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from datamodules.batch import Item
-from visionsft.config import Config
+from visionsft.config import SegmentationConfig
 from visionsft.evaluation.gallery import write_gallery
 from visionsft.evaluation.metrics import DEFINITIONS, summarise
 from visionsft.evaluation.pictures import Example
@@ -127,7 +127,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
     return make
 
 
-def _config(runs: Path, name: str, names: tuple[str, ...], epochs: int) -> Config:
+def _config(runs: Path, name: str, names: tuple[str, ...], epochs: int) -> SegmentationConfig:
     data = {
         "kind": "camera",
         "root": runs,
@@ -136,7 +136,7 @@ def _config(runs: Path, name: str, names: tuple[str, ...], epochs: int) -> Confi
         "classes": [{"name": each, "values": index} for index, each in enumerate(names)],
     }
     backbone = {"name": "test_efficientnet", "weights": "none"}
-    return Config.model_validate(
+    return SegmentationConfig.model_validate(
         {"name": name, "runs": runs, "data": data, "backbone": backbone, "trainer": {"epochs": epochs}}
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from visionsft.acceptance import gates_of, read_gates
-from visionsft.config import Backbone, CameraData, Config
+from visionsft.config import Backbone, CameraData, SegmentationConfig
 from visionsft.errors import ConfigError
 from visionsft.gate import parse
 from visionsft.runs import Run
@@ -18,7 +18,7 @@ from visionsft.runs import Run
 
 def make_run(folder: Path, name: str, *, gates: tuple[str, ...] = (), scored: bool = False) -> Run:
     data, backbone = CameraData(kind="camera", root=folder), Backbone(name="resnet18", weights="none")
-    run = Run.create(Config(name=name, runs=folder, data=data, backbone=backbone, gates=gates))
+    run = Run.create(SegmentationConfig(name=name, runs=folder, data=data, backbone=backbone, gates=gates))
     classes: dict[str, Any] = {"classes": ["road", "Pedestrian"]}
     run.write_json("data.json", classes)
     if scored:

@@ -16,13 +16,13 @@ from visionsft.config import (
     BUILTIN_HEADS,
     TYPED_OPTIONS,
     CameraData,
-    Config,
     CustomHead,
     FpnHead,
     FullStrategy,
     GeoTiffData,
     GradualStrategy,
     LoraStrategy,
+    SegmentationConfig,
     Trainer,
     UnetHead,
 )
@@ -470,7 +470,7 @@ VALUES = st.recursive(
 SECTIONS = {"data": GeoTiffData, "strategy": GradualStrategy, "head": UnetHead, "trainer": Trainer}
 KEYS = [
     *(f"{section}.{key}" for section, model in SECTIONS.items() for key in model.model_fields),
-    *Config.model_fields,
+    *SegmentationConfig.model_fields,
     *("backbone.name", "backbone.weights", "trainer.options.a", "task.loss", "task.loss.0", "data.classes.1"),
     *("data.classes.0.values", "data.split.by", "data.augment.scale"),
 ]
@@ -496,7 +496,7 @@ def test_nothing_makes_it_crash(tmp_path: Path, changes: dict[str, Any]) -> None
 
 
 def test_the_schema_accepts_what_loads() -> None:
-    schema = Config.model_json_schema()
+    schema = SegmentationConfig.model_json_schema()
     assert schema["required"] == ["data", "backbone"]
     assert schema["additionalProperties"] is False
     heads = [schema["$defs"][ref["$ref"].split("/")[-1]] for ref in schema["properties"]["head"]["oneOf"]]

@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 
-from visionsft.config import Config
+from visionsft.config import SegmentationConfig
 from visionsft.errors import ConfigError, RunError, WriteError
 from visionsft.loading import load_config
 from visionsft.runs import Run, describe_environment
 
 
-def config(folder: Path, **changes: Any) -> Config:
+def config(folder: Path, **changes: Any) -> SegmentationConfig:
     values: dict[str, Any] = {
         "name": "demo",
         "runs": folder / "runs",
         "data": {"kind": "geotiff", "root": "scenes"},
         "backbone": {"name": "resnet18"},
     }
-    return Config.model_validate(values | changes)
+    return SegmentationConfig.model_validate(values | changes)
 
 
 def write_checkpoint(run: Run, kind: str) -> Path:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import Item
-from visionsft.config import Backbone, CameraData, Config
+from visionsft.config import Backbone, CameraData, SegmentationConfig
 from visionsft.evaluation.counts import Counts, save_counts
 from visionsft.evaluation.metrics import summarise
 from visionsft.runs import Run
@@ -43,7 +43,7 @@ def write_run(tmp_path: Path) -> WriteRun:
         classes = classes or ["road", "car", "person"][: confusions.shape[1]]
         data, backbone = CameraData(kind="camera", root=tmp_path), Backbone(name="resnet18", weights="none")
         run = Run.create(
-            Config(name=name, runs=tmp_path / "runs", data=data, backbone=backbone, **config or {})
+            SegmentationConfig(name=name, runs=tmp_path / "runs", data=data, backbone=backbone, **config or {})
         )
         run.write_json("data.json", {"classes": list(classes)})
         run.write_environment({"weights": {"source": "none"}})
@@ -100,7 +100,7 @@ def mirror_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
     def make(names: tuple[str, ...], **splits: list[tuple[Tensor, Tensor]]) -> Run:
         data = CameraData(kind="camera", root=tmp_path)
-        config = Config(
+        config = SegmentationConfig(
             name="mirror", runs=tmp_path, data=data, backbone=Backbone(name="test_resnet", weights="none")
         )
         run = Run.create(config)

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from datamodules import CameraFrameDataModule, ClassSpec, DataError
 from visionsft.cli import app
-from visionsft.config import Backbone, CameraData, Config
+from visionsft.config import Backbone, CameraData, SegmentationConfig
 from visionsft.errors import RunError, WriteError
 from visionsft.evaluation import evaluate, load_counts
 from visionsft.evaluation.metrics import mean_iou
@@ -92,7 +92,7 @@ def make_data(root: Path) -> CameraFrameDataModule:
 @pytest.fixture
 def run(frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run folder over `frames` that loads as NearestGrey."""
-    config = Config(
+    config = SegmentationConfig(
         name="tiny",
         runs=tmp_path / "runs",
         data=CameraData(kind="camera", root=frames),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from visionsft.build import build_backbone, build_model
-from visionsft.config import Config
+from visionsft.config import SegmentationConfig
 from visionsft.runs import Run
 
 BANDS = ("red", "green", "nir")
@@ -26,7 +26,7 @@ def write_run() -> Callable[..., Run]:
 def _write_run(folder: Path, *, head: dict[str, Any] | None = None) -> Run:
     torch.manual_seed(0)
     classes = [{"name": name, "values": value} for value, name in enumerate(("low", "middle", "high"))]
-    config = Config.model_validate(
+    config = SegmentationConfig.model_validate(
         {
             "name": "run",
             "runs": folder,

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 
 from datamodules import CameraFrameDataModule, Classes, ClassSpec, DataError, GeoTiffDataModule
-from visionsft.config import Backbone, CameraData, Config
+from visionsft.config import Backbone, CameraData, SegmentationConfig
 from visionsft.errors import ConfigError, WriteError
 from visionsft.evaluation.answers import infer
 from visionsft.evaluation.pictures import overlay
@@ -537,7 +537,7 @@ def test_frames_get_the_class_maps_that_predict_writes(
     monkeypatch.setitem(
         sys.modules, "visionsft.training.loading", SimpleNamespace(load_run=lambda run, checkpoint: loaded)
     )
-    config = Config(
+    config = SegmentationConfig(
         name="tiny",
         runs=tmp_path / "runs",
         data=CameraData(kind="camera", root=tmp_path),

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from backbones import create_backbone
 from datamodules import Normalisation
 from visionsft.cli import app
-from visionsft.config import Backbone, CameraData, Config
+from visionsft.config import Backbone, CameraData, SegmentationConfig
 from visionsft.errors import ConfigError, ConversionError, WriteError
 from visionsft.models import create_model
 from visionsft.prediction import export_onnx, exporting
@@ -39,7 +39,7 @@ def model() -> torch.nn.Module:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module) -> Run:
     """A run folder that loads as the model."""
-    config = Config(
+    config = SegmentationConfig(
         name="tiny",
         runs=tmp_path / "runs",
         data=CameraData(kind="camera", root=tmp_path),

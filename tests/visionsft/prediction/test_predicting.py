@@ -27,7 +27,7 @@ from datamodules import (
     SegmentationDataModule,
 )
 from datamodules.batch import Window
-from visionsft.config import Backbone, CameraData, Config
+from visionsft.config import Backbone, CameraData, SegmentationConfig
 from visionsft.errors import ConfigError, WriteError
 from visionsft.evaluation.temperature import Temperature, store_temperature
 from visionsft.prediction import (
@@ -98,7 +98,7 @@ def make_run(
     """A run folder that loads as this data and model."""
 
     def make(data: SegmentationDataModule, model: nn.Module, name: str = "tiny") -> Run:
-        config = Config(
+        config = SegmentationConfig(
             name=name,
             runs=tmp_path / "runs",
             data=CameraData(kind="camera", root=tmp_path),
