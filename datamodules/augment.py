@@ -61,6 +61,15 @@ class Placement:
         """(height, width) of what comes out."""
         return (self.crop[1], self.crop[0]) if self.element in _TURNING else self.crop
 
+    @property
+    def frame(self) -> tuple[float, float, float, float]:
+        """x1, y1, x2, y2 in what comes out: the sample lies inside, the rest is beyond its edges."""
+        rows, cols = self.place
+        ends = np.array([[cols.start, rows.start], [cols.stop, rows.stop]], np.float64)
+        turned = _turn(ends, self.crop, self.element)
+        (x1, y1), (x2, y2) = turned.min(axis=0).tolist(), turned.max(axis=0).tolist()
+        return x1, y1, x2, y2
+
     def pixels(self, image: Pixels, mask: Mask, valid: Valid) -> tuple[Pixels, Mask, Valid]:
         """image: (H, W, C), any number type, which it keeps; mask: (H, W) class indices; valid: (H, W).
 

@@ -17,7 +17,15 @@ from datamodules.classes import Classes, ClassSpec, Value, legend_of_texts
 from datamodules.datamodule import SegmentationDataModule
 from datamodules.datasets import EvaluationDataset
 from datamodules.errors import DataError
-from datamodules.labels import Labels, RasterLabels, VectorLabels, VectorOptions, is_vector, open_vectors
+from datamodules.labels import (
+    Labels,
+    RasterLabels,
+    VectorLabels,
+    VectorOptions,
+    describe_faults,
+    is_vector,
+    open_vectors,
+)
 from datamodules.layouts import Listing, geotiff
 from datamodules.raster import Grid, Header, read_header
 from datamodules.sampling import Region
@@ -132,7 +140,7 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
             f"label value {value:g} is nodata in {count} label files, but listed as a class, so it is a class"
             for value, count in self._claimed.items()
         ]
-        self.notes += _describe_faults(self._faults)
+        self.notes += describe_faults(self._faults)
         bad = self._unreadable(items) if self.on_error == "skip" else {}
         self.skipped += [(item.image, bad[item.id]) for item in items if item.id in bad]
         usable = {item.id for item in items}.difference(bad)
@@ -328,15 +336,3 @@ def _label_grid(label: Header, scene: Header) -> Grid:
     if not grid.overlaps(own):
         raise DataError(f"{label.path}: covers no part of its scene {scene.path} (it has {sizes})")
     return own
-
-
-def _describe_faults(faults: Mapping[str, Counter[str]]) -> list[str]:
-    """faults: how many shapes what is true of, by vector file; a line for each."""
-    lines = []
-    for text in dict.fromkeys(text for each in faults.values() for text in each):
-        counts = {path: each[text] for path, each in faults.items() if each[text]}
-        where = next(iter(counts)) if len(counts) == 1 else f"{len(counts)} vector files"
-        lines.append(f"{sum(counts.values())} shapes in {where} {text}")
-    return lines
-
-

@@ -209,9 +209,7 @@ class WindowPlan:
                 window = self._enough_valid(region, rng)
             else:
                 window, centre = self._near_label(region, region.labelled, rng)
-        name = f"{region.item.id}@{window.row},{window.col}"
-        labelled = None if region.ground is None else region.window
-        return replace(region.item, id=name, window=window, labelled=labelled), centre
+        return _item(region, window), centre
 
     def slots(self, seed: int, epoch: int) -> np.ndarray:
         """(length,) region index of every sample of the epoch."""
@@ -264,6 +262,87 @@ class WindowPlan:
         top, height = _centred_span(ground.row, ground.height, self.size[0], row)
         left, width = _centred_span(ground.col, ground.width, self.size[1], col)
         return Window(top, left, height, width)
+
+
+class ObjectPlan(WindowPlan):
+    """Draws training windows for detection: most around an object, the others on ground without any.
+
+    An object lies anywhere in its window, wholly if it is small enough. All objects are drawn equally often.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Region],
+        boxes: Sequence[np.ndarray],
+        *,
+        size: tuple[int, int],
+        inner: tuple[int, int],
+        length: int,
+        min_valid: float,
+        empty_share: float,
+    ) -> None:
+        """boxes: (N, 4) float x1, y1, x2, y2 of each region's objects, in pixels of the scene.
+        size: (H, W) of a window; inner: of the smallest crop of it that a sample may show.
+        empty_share: share of windows without an object, as far as there is such ground: of a few windows
+        drawn the one with the fewest."""
+        super().__init__(regions, size=size, length=length, min_valid=min_valid)
+        self.boxes = [each.reshape(-1, 4) for each in boxes]
+        self.owner = np.repeat(np.arange(len(boxes)), [len(each) for each in self.boxes])
+        self.all_boxes = np.concatenate([*self.boxes, np.empty((0, 4))])
+        self.inner = inner
+        self.empty_share = empty_share
+
+    def draw(self, key: SampleKey, rng: np.random.Generator) -> tuple[Item, tuple[int, int] | None]:
+        """See `WindowPlan.draw`."""
+        if len(self.all_boxes) and rng.random() >= self.empty_share:
+            chosen = int(rng.integers(len(self.all_boxes)))
+            region = self.regions[self.owner[chosen]]
+            left, top, right, bottom = self.all_boxes[chosen].tolist()
+            row = _near_middle(top, bottom, self.inner[0], rng)
+            col = _near_middle(left, right, self.inner[1], rng)
+            window = self._around(region, row, col)
+            return _item(region, window), (row - window.row, col - window.col)
+        index = int(self.slots(key.seed, key.epoch)[key.index])
+        return _item(self.regions[index], self._emptiest(index, rng)), None
+
+    def _emptiest(self, index: int, rng: np.random.Generator) -> Window:
+        """The first of TRIES windows without an object, else the one with the fewest."""
+        best, fewest = None, len(self.all_boxes) + 1
+        for _ in range(TRIES):
+            window = self._enough_valid(self.regions[index], rng)
+            count = _count_meeting(self.boxes[index], window)
+            if count < fewest:
+                best, fewest = window, count
+            if count == 0:
+                break
+        assert best is not None
+        return best
+
+
+def samples_to_cover(regions: Sequence[Region], chip: tuple[int, int]) -> int:
+    """Samples that cover the valid ground once, at zoom 1, and every region once."""
+    area = sum(region.area for region in regions)
+    return max(len(regions), int(np.ceil(area / (chip[0] * chip[1]))))
+
+
+def _item(region: Region, window: Window) -> Item:
+    """The region's item with a window."""
+    labelled = None if region.ground is None else region.window
+    name = f"{region.item.id}@{window.row},{window.col}"
+    return replace(region.item, id=name, window=window, labelled=labelled)
+
+
+def _near_middle(low: float, high: float, size: int, rng: np.random.Generator) -> int:
+    """A position on which a span of `size` is centred so that it still holds all of low..high."""
+    slack = max(0, int((size - (high - low)) / 2) - 1)
+    return int((low + high) / 2) + int(rng.integers(-slack, slack + 1))
+
+
+def _count_meeting(boxes: np.ndarray, window: Window) -> int:
+    """Number of boxes (N, 4) that have ground in common with a window."""
+    x1, y1, x2, y2 = boxes.T
+    across = (x1 < window.col + window.width) & (x2 > window.col)
+    return int((across & (y1 < window.row + window.height) & (y2 > window.row)).sum())
 
 
 def _valid_pixel(region: Region, rng: np.random.Generator) -> tuple[int, int]:

@@ -29,7 +29,8 @@ from rasterio.warp import transform_bounds
 from datamodules.batch import IGNORE, Window
 from datamodules.classes import Value
 from datamodules.errors import DataError
-from datamodules.labels import VectorOptions
+from datamodules.labels import OVERLAPPING, VectorOptions
+from datamodules.objects import Objects
 from datamodules.raster import Grid
 
 SIDE = 256
@@ -217,7 +218,7 @@ def read_shapes(
             "have no class and are left out": int(classless.sum()),
             "have no geometry and are left out": int((hollow & ~classless).sum()),
             "were invalid and have been repaired": int((repaired & keep).sum()),
-            "lie under a later one of another class, which is drawn over them": _overlaps(geometries, codes),
+            OVERLAPPING: _overlaps(geometries, codes),
             "span more than 180 degrees of longitude: if they are meant to cross the date line, "
             "cut them there (RFC 7946, 3.1.9)": _wide(geometries, crs),
             "have no CRS and are taken to be in their scene's": 0 if crs else len(geometries),
@@ -415,6 +416,24 @@ def draw(shapes: Shapes, grid: Grid, *, options: VectorOptions, names: Sequence[
         size=(grid.height, grid.width),
         fill=fill,
         all_touched=options.all_touched,
+    )
+
+
+def to_objects(drawing: Drawing) -> Objects:
+    """A scene's shapes as objects with outlines, in its pixels; a shape of several parts is one object."""
+    parts, owner = shapely.get_parts(drawing.geometries, return_index=True)
+    rings, ring_owner = shapely.get_rings(parts, return_index=True)
+    points, point_owner = shapely.get_coordinates(rings, return_index=True)
+    edges = np.searchsorted(point_owner, np.arange(len(rings) + 1))
+    shapes: list[list[np.ndarray]] = [[] for _ in drawing.geometries]
+    for i, index in enumerate(owner[ring_owner].tolist()):
+        shapes[index].append(points[edges[i] : edges[i + 1] - 1].astype(np.float32))  # the last is the first
+    ignored = drawing.codes == IGNORE
+    return Objects(
+        boxes=shapely.bounds(drawing.geometries).reshape(-1, 4).astype(np.float32),
+        labels=np.where(ignored, 0, drawing.codes).astype(np.int64),
+        ignored=ignored,
+        shapes=tuple(map(tuple, shapes)),
     )
 
 

@@ -15,6 +15,9 @@ from datamodules.objects import Objects, Rings, Target
 Move = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """(N, 2) x, y -> (N, 2) x, y; a shift, a zoom along each axis, a flip or a right-angle turn."""
 
+Frame = tuple[float, float, float, float]
+"""x1, y1, x2, y2 of a rectangle in pixels."""
+
 VISIBLE = 1e-3
 """Pixels of a box's side below which nothing of it is seen."""
 
@@ -79,39 +82,37 @@ def _half_turn(angle: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def clip(
-    objects: Objects, size: tuple[int, int], *, min_visible: float, valid: NDArray[np.bool_] | None = None
+    objects: Objects, frame: Frame, *, min_visible: float, valid: NDArray[np.bool_] | None = None
 ) -> Objects:
-    """What a view of `size` (H, W) shows of the objects.
+    """What is seen of the objects inside a frame.
 
     Boxes are cut at its edges, outlines too: the box of a cut outline is around what is left of it. Turned
     boxes stay whole. An object of whose area less than `min_visible` is seen becomes an ignored region:
     a model is asked neither to find it from what is left, nor to call that background. What isn't seen
     at all is dropped. valid: (H, W); what lies on other pixels isn't seen, either.
     """
-    limits = np.array([size[1], size[0]] * 2, np.float32)
-    boxes = np.clip(objects.boxes, 0, limits)
-    cut = (boxes != objects.boxes).any(axis=1)
+    low, high = np.array(frame[:2], np.float32), np.array(frame[2:], np.float32)
+    boxes = np.clip(objects.boxes, np.tile(low, 2), np.tile(high, 2))
+    cut = np.flatnonzero((boxes != objects.boxes).any(axis=1)).tolist()
     share = _areas(boxes) / np.maximum(_areas(objects.boxes), 1e-12)
     shapes = objects.shapes
     if shapes is not None:
-        pieces = {i: _clip_rings(shapes[i], size) for i in np.flatnonzero(cut).tolist()}
+        pieces = {i: _clip_rings(shapes[i], frame) for i in cut}
         for i, rings in pieces.items():
             share[i] = _ring_area(rings) / max(_ring_area(shapes[i]), 1e-12)
             if rings:
                 boxes[i] = _overlap(boxes[i], _bounds(rings))
         shapes = tuple(pieces.get(i, rings) for i, rings in enumerate(shapes))
     elif objects.turned is not None:
-        for i, corners in enumerate(turned_corners(objects.turned)):
-            if cut[i]:
-                ring = corners.astype(np.float32)
-                share[i] = _ring_area(_clip_rings((ring,), size)) / max(_ring_area((ring,)), 1e-12)
+        corners = turned_corners(objects.turned[cut]).astype(np.float32)
+        for i, ring in zip(cut, corners, strict=True):
+            share[i] = _ring_area(_clip_rings((ring,), frame)) / max(_ring_area((ring,)), 1e-12)
+    seen = (boxes[:, 2:] - boxes[:, :2] >= VISIBLE).all(axis=1)
     if valid is not None and not valid.all():
-        share = share * _valid_shares(boxes, valid)
-    hidden = (boxes[:, 2:] - boxes[:, :2] < VISIBLE).any(axis=1) | (share <= 0)
+        share[seen] *= _valid_shares(boxes[seen], valid)
     # rounding must not cost an object that is wholly inside
-    ignored = objects.ignored | (share < min_visible - 1e-6)
-    labels = np.where(ignored, 0, objects.labels)
-    return Objects(boxes, labels, ignored, shapes, objects.turned).take(~hidden)
+    clipped = replace(objects, boxes=boxes, shapes=shapes)
+    return set_aside(clipped, share < min_visible - 1e-6).take(seen & (share > 0))
 
 
 def set_aside(objects: Objects, outside: NDArray[np.bool_]) -> Objects:
@@ -120,10 +121,16 @@ def set_aside(objects: Objects, outside: NDArray[np.bool_]) -> Objects:
     return replace(objects, ignored=ignored, labels=np.where(ignored, 0, objects.labels))
 
 
-def meeting(objects: Objects, left: float, top: float, right: float, bottom: float) -> NDArray[np.bool_]:
-    """(N,) whether a box has ground in common with a rectangle."""
-    x1, y1, x2, y2 = objects.boxes.T
-    return np.asarray((x1 < right) & (x2 > left) & (y1 < bottom) & (y2 > top))
+def meeting(boxes: NDArray[np.float32], frame: Frame) -> NDArray[np.bool_]:
+    """(N,) whether a box has ground in common with a frame."""
+    x1, y1, x2, y2 = boxes.T
+    return np.asarray((x1 < frame[2]) & (x2 > frame[0]) & (y1 < frame[3]) & (y2 > frame[1]))
+
+
+def middles_inside(boxes: NDArray[np.float32], frame: Frame) -> NDArray[np.bool_]:
+    """(N,) whether a box's middle lies in a frame, its lower edges included: in one of frames side by side."""
+    x, y = (boxes[:, :2] + boxes[:, 2:]).T / 2
+    return np.asarray((x >= frame[0]) & (x < frame[2]) & (y >= frame[1]) & (y < frame[3]))
 
 
 def to_target(objects: Objects, size: tuple[int, int], *, masks: bool) -> Target:
@@ -172,15 +179,15 @@ def _toggle(toggles: NDArray[np.int32], ring: NDArray[np.float64]) -> None:
     np.add.at(toggles, (row, np.clip(np.ceil(x - 0.5), 0, columns - 1).astype(int)), 1)
 
 
-def _clip_rings(rings: Rings, size: tuple[int, int]) -> Rings:
-    clipped = (_clip_ring(ring, size) for ring in rings)
+def _clip_rings(rings: Rings, frame: Frame) -> Rings:
+    clipped = (_clip_ring(ring, frame) for ring in rings)
     return tuple(ring for ring in clipped if len(ring) > 2)
 
 
-def _clip_ring(ring: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """The part of a polygon inside (H, W): Sutherland and Hodgman 1974, all edges of a side at once."""
+def _clip_ring(ring: NDArray[np.float32], frame: Frame) -> NDArray[np.float32]:
+    """The part of a polygon inside a frame: Sutherland and Hodgman 1974, all edges of a side at once."""
     points = ring.astype(np.float64)
-    for axis, limit, sign in ((0, 0, 1), (0, size[1], -1), (1, 0, 1), (1, size[0], -1)):
+    for axis, limit, sign in ((0, frame[0], 1), (0, frame[2], -1), (1, frame[1], 1), (1, frame[3], -1)):
         depth = sign * (points[:, axis] - limit)
         inside = depth >= 0
         if inside.all():
