@@ -155,7 +155,7 @@ def _check_boxes(
 
 
 def _finite(raw: Annotations) -> NDArray[np.bool_]:
-    finite: NDArray[np.bool_] = np.isfinite(raw.boxes).all(axis=1)
+    finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(raw.boxes), axis=1)
     if raw.turned is not None:
         finite = finite & np.isfinite(raw.turned).all(axis=1)
     if raw.outlines is not None:
