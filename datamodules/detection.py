@@ -25,6 +25,7 @@ from datamodules.datasets import (
     RawSample,
 )
 from datamodules.errors import DataError
+from datamodules.layouts.dota import turned_box
 from datamodules.layouts.objects import ObjectListing, merge
 from datamodules.objects import (
     DetectionBatch,
@@ -35,7 +36,6 @@ from datamodules.objects import (
 )
 from datamodules.objects_reading import Form, resolve
 from datamodules.statistics import IMAGE_LIMIT, Statistics, collect
-from datamodules.views import fit_turned
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -266,8 +266,8 @@ class DetectionDataModule(DataModule):
         shapes, turned = objects.shapes, objects.turned
         if self.turned and turned is None:
             assert shapes is not None
-            rows = [fit_turned(rings) for rings in shapes]
-            turned = np.stack(rows) if rows else np.empty((0, 5), np.float32)
+            rows = [turned_box(np.concatenate(rings).astype(np.float64)) for rings in shapes]
+            turned = np.array(rows, np.float32).reshape(-1, 5)
         return replace(objects, shapes=shapes if self.masks else None, turned=turned if self.turned else None)
 
 

@@ -16,7 +16,14 @@ from datamodules.classes import ClassSpec, Value
 from datamodules.datasets import DetectionEvaluationDataset
 from datamodules.detection import DetectionDataModule
 from datamodules.errors import DataError
-from datamodules.labels import OVERLAPPING, VectorLabels, VectorOptions, describe_faults, is_vector, open_vectors
+from datamodules.labels import (
+    OVERLAPPING,
+    VectorLabels,
+    VectorOptions,
+    describe_faults,
+    is_vector,
+    open_vectors,
+)
 from datamodules.layouts import Listing, geotiff
 from datamodules.object_layouts import ObjectLayout, choose_layout
 from datamodules.objects import Objects

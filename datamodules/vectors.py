@@ -324,7 +324,13 @@ def _codes(
 
 
 def _plain(value: object) -> object:
-    """A column's value as a class names it: whole numbers as int (columns with gaps hold floats), gaps as None."""
+    """A column's value as a class names it: whole numbers as int (columns with gaps hold floats), gaps as None.
+
+    A list, as annotation tools write it, is its one entry; one of several entries is no class.
+    """
+    if isinstance(value, list | np.ndarray):
+        entries = [_plain(each) for each in value]
+        return tuple(entries) if len(entries) > 1 else next(iter(entries), None)
     if isinstance(value, float):
         return int(value) if value.is_integer() else None if np.isnan(value) else value
     return int(value) if isinstance(value, bool) else value

@@ -1,4 +1,4 @@
-"""Views: what a window, a zoom, a turn or a flip of a picture does to its objects, and what a model is shown of them."""
+"""Views: what windows, zooms, turns and flips do to the objects in a picture, and what of them a model is shown."""
 
 from __future__ import annotations
 
@@ -64,15 +64,6 @@ def turned_corners(turned: NDArray[np.float32]) -> NDArray[np.float64]:
     centre = np.stack([cx, cy], axis=1)
     around = ((-1, -1), (1, -1), (1, 1), (-1, 1))
     return np.stack([centre + a * along + b * across for a, b in around], axis=1)
-
-
-def fit_turned(rings: Rings) -> NDArray[np.float32]:
-    """(5,) the turned box of least area around an outline; its side w is the longer one."""
-    (cx, cy), (width, height), degrees = cv2.minAreaRect(np.concatenate(rings).astype(np.float32))
-    if width < height:
-        width, height, degrees = height, width, degrees + 90
-    angle = float(_half_turn(np.array(np.radians(degrees))))
-    return np.array([cx, cy, width, height, angle], np.float32)
 
 
 def _half_turn(angle: NDArray[np.float64]) -> NDArray[np.float64]:
