@@ -19,7 +19,7 @@ from datamodules.drives import DriveModule, FrameCheck
 from datamodules.errors import DataError
 from datamodules.frames import Fit, PictureReader
 from datamodules.layouts import Listing
-from datamodules.object_layouts import ObjectLayoutName, choose_layout
+from datamodules.object_layouts import LayoutOptions, ObjectLayoutName, choose_layout
 from datamodules.sampling import SampleKey
 from datamodules.splits import FolderSplit, Split
 from datamodules.views import zoom
@@ -36,6 +36,8 @@ class CameraDetectionDataModule(DriveModule, DetectionDataModule):
         images: str | None = None,
         labels: str | None = None,
         annotations: str | None = None,
+        first_pixel: Literal[0, 1] | None = None,
+        empty_without_label: bool | None = None,
         classes: Sequence[ClassSpec] | None = None,
         ignore: Sequence[Value] = (),
         split: Split = FolderSplit(),  # noqa: B008 (frozen)
@@ -56,7 +58,7 @@ class CameraDetectionDataModule(DriveModule, DetectionDataModule):
         seed: int = 0,
         cache_dir: str | Path | None = None,
     ) -> None:
-        """layout, images, labels, annotations: see `datamodules.object_layouts`.
+        """layout, and the options that belong to one: see `datamodules.object_layouts.LayoutOptions`.
         classes: default: those that the label files declare or use. ignore: their names whose objects
         become ignored regions.
         size: (height, width) inside which frames are resized, longest: length of their longer side; both keep
@@ -83,7 +85,8 @@ class CameraDetectionDataModule(DriveModule, DetectionDataModule):
         )
         if size is not None and longest is not None:
             raise DataError(f"size {size} and longest {longest} are given: choose one of them")
-        self.layout = choose_layout(layout, images=images, labels=labels, annotations=annotations)
+        options = LayoutOptions(images, labels, annotations, first_pixel, empty_without_label)
+        self.layout = choose_layout(layout, options)
         self.has_folders = self.layout.has_folders
         self.own_pattern = None
         if classes is not None:
@@ -139,7 +142,8 @@ class CameraDetectionDataModule(DriveModule, DetectionDataModule):
         return self.fit(self._frame_sizes[item.image])
 
     def _facts(self) -> dict[str, object]:
-        return super()._facts() | {"size": self.fit.size, "longest": self.fit.longest}
+        own = {"size": self.fit.size, "longest": self.fit.longest, "layout": vars(self.layout.options)}
+        return super()._facts() | own
 
     # ---------------------------------------------------------------- inside
 

@@ -108,6 +108,7 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
         self._as_given = tuple(classes), tuple(ignore)
         self.sparse = self.vector is not None and self.vector.background is None
         self.images = images
+        self.has_folders = "{split}" in images
         self.labels = labels
         self.split = split
         self.band_names = bands

@@ -25,7 +25,7 @@ from datamodules.labels import (
     open_vectors,
 )
 from datamodules.layouts import Listing, geotiff
-from datamodules.object_layouts import ObjectLayout, choose_layout
+from datamodules.object_layouts import LayoutOptions, ObjectLayout, choose_layout
 from datamodules.objects import Objects
 from datamodules.raster import Header
 from datamodules.sampling import ObjectPlan, samples_to_cover
@@ -36,6 +36,8 @@ from datamodules.views import clip, middles_inside, zoom
 
 if TYPE_CHECKING:
     from datamodules.vectors import VectorFiles
+
+VECTOR_IMAGES = "images/*.tif"
 
 SceneLayoutName = Literal["vector", "voc", "coco", "csv", "dota"]
 
@@ -50,9 +52,10 @@ class GeoTiffDetectionDataModule(SceneModule, DetectionDataModule):
         classes: Sequence[ClassSpec],
         ignore: Sequence[Value] = (),
         layout: SceneLayoutName = "vector",
-        images: str = "images/*.tif",
+        images: str | None = None,
         labels: str | None = None,
         annotations: str | None = None,
+        first_pixel: Literal[0, 1] | None = None,
         vector: VectorOptions | None = None,
         split: Split = FolderSplit(),  # noqa: B008 (frozen)
         bands: Sequence[str] | None = None,
@@ -80,7 +83,8 @@ class GeoTiffDetectionDataModule(SceneModule, DetectionDataModule):
     ) -> None:
         """layout: 'vector': `labels` is a vector file of shapes in map coordinates, as
         'labels/{name}.geojson', or one for all scenes, as 'objects.gpkg'; the others: boxes in pixels of
-        the files, `labels` or `annotations` as that layout has them (`datamodules.object_layouts`).
+        the files, whose options are those of `datamodules.object_layouts.LayoutOptions`.
+        images: default for 'vector': 'images/*.tif'; for the others as the layout has them.
         vector: how vector files are read; a `buffer` makes a box of a point.
         An object that a scene's edge cuts is what the scene shows of it.
         chip: side in pixels of training windows; it replaces the augmentation's own crop.
@@ -114,12 +118,15 @@ class GeoTiffDetectionDataModule(SceneModule, DetectionDataModule):
         self._set_classes(classes, ignore)
         self.vector = _choose_vector(layout, labels, vector)
         self.labels = labels or ""
+        self.images = images or (VECTOR_IMAGES if self.vector is not None else annotations or "*")
         self.layout: ObjectLayout | None = None
+        self.has_folders = "{split}" in self.images
+        options = LayoutOptions(images, labels, annotations, first_pixel)
+        if self.vector is not None and (annotations, first_pixel) != (None, None):
+            raise DataError("annotations and first_pixel belong to other layouts; 'vector' has images and labels")
         if self.vector is None:
-            self.layout = choose_layout(layout, images=images, labels=labels, annotations=annotations)
-        elif annotations is not None:
-            raise DataError("annotations is for the layouts 'coco' and 'csv'; a vector file is named by labels")
-        self.images = images
+            self.layout = choose_layout(layout, options)
+            self.has_folders = self.layout.has_folders
         self.split = split
         self.band_names = bands
         self.use_bands = use_bands
@@ -218,7 +225,8 @@ class GeoTiffDetectionDataModule(SceneModule, DetectionDataModule):
 
     def _facts(self) -> dict[str, object]:
         vector = None if self.vector is None else asdict(self.vector)
-        return SceneModule._facts(self) | DetectionDataModule._facts(self) | {"vector": vector}
+        layout = None if self.layout is None else vars(self.layout.options)
+        return SceneModule._facts(self) | DetectionDataModule._facts(self) | {"vector": vector, "layout": layout}
 
     # ---------------------------------------------------------------- labels
 

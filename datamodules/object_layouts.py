@@ -9,80 +9,109 @@ from typing import Literal
 
 from datamodules.drives import nearest
 from datamodules.errors import DataError
-from datamodules.layouts import dota, kitti_objects, voc
+from datamodules.layouts import coco, dota, kitti_objects, table, voc, yolo
 from datamodules.layouts.objects import ObjectListing
 
-ObjectLayoutName = Literal["voc", "kitti", "dota"]
+ObjectLayoutName = Literal["coco", "csv", "dota", "kitti", "voc", "yolo"]
 
 
 @dataclass(frozen=True)
-class Paths:
-    """What the user says of a layout's paths; None: as the layout usually has it."""
+class LayoutOptions:
+    """What the user says of a layout; None: as the layout usually has it."""
 
     images: str | None = None
-    """Glob below the root, perhaps with '{split}'."""
+    """Glob below the root, perhaps with '{split}'; for the layouts with `annotations` the pictures' folder."""
     labels: str | None = None
     """Path of a picture's label file with '{name}', perhaps with '{split}'."""
     annotations: str | None = None
     """Path of the one label file of all pictures, perhaps with '{split}'."""
+    first_pixel: Literal[0, 1] | None = None
+    """The number of the first pixel: 1 in the VOC challenge's own files."""
+    empty_without_label: bool | None = None
+    """Whether a picture without a label file is one without objects, as Ultralytics takes it."""
 
 
 @dataclass(frozen=True)
 class _Reader:
-    scan: Callable[[Path, str | None, Paths], ObjectListing]
-    """(root, folder of a split or None for all, paths) -> pictures with their labels."""
+    scan: Callable[[Path, str | None, LayoutOptions], ObjectListing]
+    """(root, folder of a split or None for all, options) -> pictures with their labels."""
     takes: tuple[str, ...] = ()
-    """The paths that the user may give."""
+    """The options that the user may give."""
     has_folders: bool = True
 
 
-def _scan_voc(root: Path, folder: str | None, paths: Paths) -> ObjectListing:
-    return voc.scan(root, images=paths.images, labels=paths.labels, folder=folder)
+def _scan_coco(root: Path, folder: str | None, options: LayoutOptions) -> ObjectListing:
+    return coco.scan(root, folder=folder, **_given(options, "annotations", "images"))
 
 
-def _scan_dota(root: Path, folder: str | None, paths: Paths) -> ObjectListing:
-    return dota.scan(root, images=paths.images, labels=paths.labels, folder=folder)
+def _scan_csv(root: Path, folder: str | None, options: LayoutOptions) -> ObjectListing:
+    return table.scan(root, folder=folder, **_given(options, "annotations", "images"))
 
 
-def _scan_kitti(root: Path, folder: str | None, paths: Paths) -> ObjectListing:
+def _scan_dota(root: Path, folder: str | None, options: LayoutOptions) -> ObjectListing:
+    return dota.scan(root, images=options.images, labels=options.labels, folder=folder)
+
+
+def _scan_kitti(root: Path, folder: str | None, options: LayoutOptions) -> ObjectListing:
     assert folder is None
     return kitti_objects.scan(root)
 
 
+def _scan_voc(root: Path, folder: str | None, options: LayoutOptions) -> ObjectListing:
+    first = options.first_pixel or 0
+    return voc.scan(root, images=options.images, labels=options.labels, folder=folder, first_pixel=first)
+
+
+def _scan_yolo(root: Path, folder: str | None, options: LayoutOptions) -> ObjectListing:
+    return yolo.scan(
+        root,
+        images=options.images,
+        labels=options.labels,
+        folder=folder,
+        empty_without_label=bool(options.empty_without_label),
+    )
+
+
+def _given(options: LayoutOptions, *names: str) -> dict[str, str]:
+    """The options that aren't None: the reader has defaults for the others."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
 READERS: Mapping[str, _Reader] = {
+    "coco": _Reader(_scan_coco, ("images", "annotations")),
+    "csv": _Reader(_scan_csv, ("images", "annotations")),
     "dota": _Reader(_scan_dota, ("images", "labels")),
     "kitti": _Reader(_scan_kitti, has_folders=False),
-    "voc": _Reader(_scan_voc, ("images", "labels")),
+    "voc": _Reader(_scan_voc, ("images", "labels", "first_pixel")),
+    "yolo": _Reader(_scan_yolo, ("images", "labels", "empty_without_label")),
 }
 
 
 @dataclass(frozen=True)
 class ObjectLayout:
-    """A layout with the user's paths."""
+    """A layout with the user's options."""
 
     reader: _Reader
-    paths: Paths
+    options: LayoutOptions
 
     @property
     def has_folders(self) -> bool:
         """Whether each split can have a folder of its own."""
-        given = [each for each in (self.paths.images, self.paths.annotations) if each is not None]
-        return self.reader.has_folders and (not given or any("{split}" in each for each in given))
+        paths = [each for each in (self.options.annotations, self.options.images) if each is not None]
+        return self.reader.has_folders and (not paths or "{split}" in paths[0])
 
     def scan(self, root: Path, folder: str | None) -> ObjectListing:
         """folder: what '{split}' stands for; None: all."""
-        return self.reader.scan(root, folder, self.paths)
+        return self.reader.scan(root, folder, self.options)
 
 
-def choose_layout(
-    name: str, *, images: str | None = None, labels: str | None = None, annotations: str | None = None
-) -> ObjectLayout:
-    """The layout of this name; paths that it doesn't take are refused."""
+def choose_layout(name: str, options: LayoutOptions) -> ObjectLayout:
+    """The layout of this name; options that it doesn't take are refused."""
     if name not in READERS:
         raise DataError(f"no layout '{name}' of objects: there are {', '.join(READERS)}{nearest(name, READERS)}")
-    paths = Paths(images, labels, annotations)
-    for option, value in vars(paths).items():
-        if value is not None and option not in READERS[name].takes:
-            takes = ", ".join(READERS[name].takes) or "none: it knows its own folders"
-            raise DataError(f"layout '{name}' takes no `{option}` ({value!r}); it takes {takes}")
-    return ObjectLayout(READERS[name], paths)
+    reader = READERS[name]
+    for option, value in vars(options).items():
+        if value is not None and option not in reader.takes:
+            takes = ", ".join(reader.takes) or "none: it knows its own folders"
+            raise DataError(f"layout '{name}' has no option {option} (given: {value!r}); it has {takes}")
+    return ObjectLayout(reader, options)

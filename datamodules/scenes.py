@@ -142,7 +142,9 @@ class SceneModule(DataModule):
     """
 
     images: str
-    """Glob of the images below the root, perhaps with '{split}'."""
+    """Glob of the images below the root, perhaps with '{split}'; for messages."""
+    has_folders: bool
+    """Whether '{split}' has a place in the paths."""
     split: Split
     band_names: Sequence[str] | None
     use_bands: Sequence[str] | None
@@ -220,7 +222,7 @@ class SceneModule(DataModule):
         """Items by split for a split by folder, else all together."""
         if not isinstance(self.split, FolderSplit):
             return {"all": self._accept(self._listing(None))}
-        if "{split}" not in self.images:
+        if not self.has_folders:
             raise DataError(
                 f"split by folder needs '{{split}}' in images (now {self.images!r}), "
                 "e.g. '{split}/images/*.tif'; or split by scene, list or place"
