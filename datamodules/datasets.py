@@ -133,12 +133,12 @@ class ObjectTable:
     def seen(self, item: Item, size: tuple[int, int], core: Window | None = None) -> Objects:
         """What an item of this size (H, W) shows, cut at its edges.
 
-        core: in pixels of the item's window; objects whose middle lies elsewhere belong to another window, and
-        are ignored regions here."""
+        core: in pixels of the item's window, default: all of it; objects whose middle lies elsewhere belong to
+        another window or part of the scene, and are ignored regions here: so each is scored once."""
+        inside = core or Window(0, 0, *size)
         objects = self.near(item)
-        if core is not None:
-            frame = (core.col, core.row, core.col + core.width, core.row + core.height)
-            objects = set_aside(objects, ~middles_inside(objects.boxes, frame))
+        frame = (inside.col, inside.row, inside.col + inside.width, inside.row + inside.height)
+        objects = set_aside(objects, ~middles_inside(objects.boxes, frame))
         return clip(objects, (0, 0, size[1], size[0]), min_visible=self.min_visible)
 
 

@@ -118,7 +118,10 @@ class DetectionDataModule(DataModule):
         return self._reader().read(item)
 
     def objects_of(self, item: Item) -> Objects:
-        """What an item (of `items`, or a window of one) shows, in its pixels as the model sees them."""
+        """What an item (of `items`, or a window of one) shows, in its pixels as the model sees them.
+
+        Objects whose middle lies outside of its window are ignored regions, as are those of which less than
+        `min_visible` is seen."""
         self._scan_once()
         return self._table().seen(item, self._size(item))
 

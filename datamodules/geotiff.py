@@ -25,6 +25,7 @@ from datamodules.labels import (
     describe_faults,
     is_vector,
     open_vectors,
+    states_beside,
 )
 from datamodules.layouts import Listing, geotiff
 from datamodules.raster import Grid, Header, read_header
@@ -212,13 +213,11 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
         return super()._facts() if self.vector is None else super()._facts() | self._vector_facts()
 
     def _vector_facts(self) -> dict[str, object]:
-        """Options, values, and the states of the files beside shapefiles, which hold column and CRS."""
+        """Options, values, and the states of the files beside shapefiles."""
         assert self.vector is not None
         scenes = [scene.labels for scene in self._scenes.values()]
-        paths = {Path(labels.path) for labels in scenes if isinstance(labels, VectorLabels)}
-        beside = [path.with_suffix(suffix) for path in sorted(paths) for suffix in (".dbf", ".prj", ".cpg")]
-        states = [(path.stat().st_size, path.stat().st_mtime_ns) for path in beside if path.is_file()]
-        return {"vector": asdict(self.vector), "values": self._as_given, "beside": states}
+        paths = {labels.path for labels in scenes if isinstance(labels, VectorLabels)}
+        return {"vector": asdict(self.vector), "values": self._as_given, "beside": states_beside(paths)}
 
     # ---------------------------------------------------------------- files
 

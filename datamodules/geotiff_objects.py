@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.augment import Augment
 from datamodules.batch import Item
@@ -23,6 +24,7 @@ from datamodules.labels import (
     describe_faults,
     is_vector,
     open_vectors,
+    states_beside,
 )
 from datamodules.layouts import Listing, geotiff
 from datamodules.object_layouts import LayoutOptions, ObjectLayout, choose_layout
@@ -224,9 +226,12 @@ class GeoTiffDetectionDataModule(SceneModule, DetectionDataModule):
         return window.height, window.width
 
     def _facts(self) -> dict[str, object]:
-        vector = None if self.vector is None else asdict(self.vector)
-        layout = None if self.layout is None else vars(self.layout.options)
-        return SceneModule._facts(self) | DetectionDataModule._facts(self) | {"vector": vector, "layout": layout}
+        facts = SceneModule._facts(self) | DetectionDataModule._facts(self)
+        if self.layout is not None:
+            return facts | {"layout": vars(self.layout.options)}
+        assert self.vector is not None
+        paths = {item.label for items in self.items.values() for item in items if item.label is not None}
+        return facts | {"vector": asdict(self.vector), "beside": states_beside(paths)}
 
     # ---------------------------------------------------------------- labels
 
@@ -241,7 +246,7 @@ class GeoTiffDetectionDataModule(SceneModule, DetectionDataModule):
         check_has_crs(header, with_crs)
         return self._scene(header)
 
-    def _boxes_in(self, item: Item) -> np.ndarray:
+    def _boxes_in(self, item: Item) -> NDArray[np.float32]:
         """(N, 4) of the objects whose middle lies in an item's window, in pixels of the scene."""
         objects, window = self._objects[item.image], item.window
         assert window is not None

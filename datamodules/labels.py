@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -129,6 +129,13 @@ class VectorLabels:
 def is_vector(path: str) -> bool:
     """Whether a path (or its template) is that of a vector file."""
     return Path(path).suffix.lower() in VECTOR_SUFFIXES
+
+
+def states_beside(paths: Iterable[str]) -> list[tuple[int, int]]:
+    """Size and time of the files beside shapefiles, which hold column and CRS."""
+    suffixes = (".dbf", ".prj", ".cpg")
+    beside = [Path(path).with_suffix(suffix) for path in sorted(paths) for suffix in suffixes]
+    return [(path.stat().st_size, path.stat().st_mtime_ns) for path in beside if path.is_file()]
 
 
 def describe_faults(faults: Mapping[str, Counter[str]], *, leave_out: Sequence[str] = ()) -> list[str]:

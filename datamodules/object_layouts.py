@@ -9,10 +9,10 @@ from typing import Literal
 
 from datamodules.drives import nearest
 from datamodules.errors import DataError
-from datamodules.layouts import coco, dota, kitti_objects, table, voc, yolo
+from datamodules.layouts import bdd100k_objects, coco, dota, kitti_objects, table, voc, yolo
 from datamodules.layouts.objects import ObjectListing
 
-ObjectLayoutName = Literal["coco", "csv", "dota", "kitti", "voc", "yolo"]
+ObjectLayoutName = Literal["bdd100k", "coco", "csv", "dota", "kitti", "voc", "yolo"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,22 @@ class _Reader:
     has_folders: bool = True
 
 
+def _scan_bdd100k(root: Path, folder: str | None, options: LayoutOptions) -> ObjectListing:
+    return bdd100k_objects.scan(root, annotations=options.annotations, images=options.images, folder=folder)
+
+
 def _scan_coco(root: Path, folder: str | None, options: LayoutOptions) -> ObjectListing:
-    return coco.scan(root, folder=folder, **_given(options, "annotations", "images"))
+    annotations = options.annotations or "annotations/instances_{split}.json"
+    if _is_missing(root, annotations, folder):
+        return ObjectListing()
+    return coco.scan(root, annotations=annotations, images=options.images or "{split}", folder=folder)
 
 
 def _scan_csv(root: Path, folder: str | None, options: LayoutOptions) -> ObjectListing:
-    return table.scan(root, folder=folder, **_given(options, "annotations", "images"))
+    annotations = options.annotations or "{split}.csv"
+    if _is_missing(root, annotations, folder):
+        return ObjectListing()
+    return table.scan(root, annotations=annotations, images=options.images or "", folder=folder)
 
 
 def _scan_dota(root: Path, folder: str | None, options: LayoutOptions) -> ObjectListing:
@@ -72,12 +82,13 @@ def _scan_yolo(root: Path, folder: str | None, options: LayoutOptions) -> Object
     )
 
 
-def _given(options: LayoutOptions, *names: str) -> dict[str, str]:
-    """The options that aren't None: the reader has defaults for the others."""
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+def _is_missing(root: Path, annotations: str, folder: str | None) -> bool:
+    """Whether a split has no label file, as it may have no folder in other layouts."""
+    return folder is not None and not (root / annotations.replace("{split}", folder)).exists()
 
 
 READERS: Mapping[str, _Reader] = {
+    "bdd100k": _Reader(_scan_bdd100k, ("images", "annotations")),
     "coco": _Reader(_scan_coco, ("images", "annotations")),
     "csv": _Reader(_scan_csv, ("images", "annotations")),
     "dota": _Reader(_scan_dota, ("images", "labels")),
