@@ -233,6 +233,8 @@ def _read_ogr(path: str, options: VectorOptions) -> _Table:
     try:
         layer = _choose_layer(path, [str(name) for name, _ in pyogrio.list_layers(path)], options.layer)
         info = pyogrio.read_info(path, layer=layer, force_feature_count=True)
+        if not info["features"]:  # a GeoJSON file has columns only where it has features
+            return _Table(info["crs"], *(np.empty(0, kind) for kind in (np.int64, object, object)))
         _check_column(path, options.column, info["fields"].tolist())
         meta, fids, wkb, (values,) = pyogrio.raw.read(
             path, layer=layer, columns=[options.column], return_fids=True, force_2d=True

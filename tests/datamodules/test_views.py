@@ -177,7 +177,8 @@ def test_an_object_without_a_pixel_centre_is_its_middle_pixel():
 
 def test_targets_hold_objects_and_regions_apart():
     shapes = (ring((0, 0), (4, 0), (4, 2), (0, 2)),) * 2
-    mixed = objects((0, 0, 4, 2), (1, 1, 3, 3), shapes=shapes, turned=np.zeros((2, 5), np.float32), ignored=[True, False])
+    turned = np.zeros((2, 5), np.float32)
+    mixed = objects((0, 0, 4, 2), (1, 1, 3, 3), shapes=shapes, turned=turned, ignored=[True, False])
     target = to_target(mixed, (5, 6), masks=True)
     assert target["boxes"].tolist() == [[1, 1, 3, 3]]
     assert target["labels"].tolist() == [1]
