@@ -19,10 +19,12 @@ from datamodules.errors import DataError
 from datamodules.layouts import pairs
 from datamodules.layouts.objects import (
     Annotations,
+    Box,
     ObjectListing,
     Repairs,
     Row,
     annotate,
+    box_around,
     list_pictures,
     merge,
 )
@@ -139,16 +141,19 @@ def _rows(labels: Sequence[Any], where: str, repairs: Repairs) -> list[Row]:
         name = entry(record, "category", str, place)
         outline, is_open = _outline(record.get("poly2d"), name, place)
         if record.get("box2d") is not None:
-            corners = (entry(record["box2d"], key, (int, float), place) for key in ("x1", "y1", "x2", "y2"))
-            x1, y1, x2, y2 = (float(corner) for corner in corners)
-            rows.append(Row(index, name, (x1, y1, x2, y2), outline=outline))
+            rows.append(Row(index, name, _box(record["box2d"], place), outline=outline))
         elif outline:
-            points = np.concatenate(outline)
-            (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-            rows.append(Row(index, name, (x1, y1, x2, y2), outline=outline))
+            rows.append(Row(index, name, box_around(np.concatenate(outline)), outline=outline))
         else:
             repairs.add(OPEN_LINE if is_open else NO_SHAPE, f"{place}: '{name}'")
     return rows
+
+
+def _box(box2d: Any, where: str) -> Box:
+    x1, y1, x2, y2 = (
+        number(entry(box2d, key, (int, float), where), key, where) for key in ("x1", "y1", "x2", "y2")
+    )
+    return x1, y1, x2, y2
 
 
 def _outline(poly2d: Any, name: str, where: str) -> tuple[tuple[NDArray[np.float64], ...], bool]:

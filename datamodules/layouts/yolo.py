@@ -17,7 +17,15 @@ import yaml
 
 from datamodules.classes import Value
 from datamodules.errors import DataError
-from datamodules.layouts.objects import Annotations, ObjectListing, Row, annotate, legend_of, list_pictures
+from datamodules.layouts.objects import (
+    Annotations,
+    ObjectListing,
+    Row,
+    annotate,
+    box_around,
+    legend_of,
+    list_pictures,
+)
 from datamodules.layouts.parsing import IMAGES, number, pair_files, read_each, read_size, read_text, shorten
 
 _VARIANTS = (
@@ -116,8 +124,7 @@ def _row(
         cx, cy, w, h = values.tolist()
         return Row(place, name, (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
     ring = values.reshape(-1, 2)
-    (x1, y1), (x2, y2) = ring.min(axis=0).tolist(), ring.max(axis=0).tolist()
-    return Row(place, name, (x1, y1, x2, y2), outline=(ring,))
+    return Row(place, name, box_around(ring), outline=(ring,))
 
 
 def _class(field: str, names: Sequence[str] | None, where: str) -> Value:
