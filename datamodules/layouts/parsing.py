@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -73,7 +74,7 @@ def number(value: Any, what: str, where: str) -> float:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{where}: {what} is {shorten(value)}, not a number") from None
+        raise DataError(f"{where}: {what} is {shorten(value) or 'empty'}, not a number") from None
 
 
 def numbers(values: Any, count: int, what: str, where: str) -> list[float]:
@@ -91,10 +92,16 @@ def shorten(value: Any) -> str:
 
 def path_below(folder: Path, name: str, where: str) -> Path:
     """folder/name, where `name` doesn't lead out of the folder."""
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if not name or parts.is_absolute() or ".." in parts.parts or ":" in name or "\0" in name:
+    path = PurePosixPath(name.replace("\\", "/"))
+    leads_out = path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:[/\\\\]", name) is not None
+    if leads_out or not path.parts or not _is_file_name(name):
         raise DataError(f"{where}: the file name {shorten(repr(name))} is not one below {folder}")
-    return folder / parts
+    return folder / path
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether the system takes it: JSON can hold halves of characters, and texts of any length."""
+    return "\0" not in name and len(name.encode(errors="ignore")) < 256 and name.isprintable()
 
 
 def read_size(path: Path) -> tuple[int, int]:

@@ -67,7 +67,7 @@ def test_flawed_boxes(box, kind, left):
     if kind == ROUNDED:
         assert read([row(box)], on_error="stop")[1].counts == {ROUNDED: 1}
     else:
-        with pytest.raises(DataError, match="a.txt, line 4"):
+        with pytest.raises(DataError, match=r"a\.txt, line 4"):
             read([row(box, place=4)], on_error="stop")
 
 
@@ -99,8 +99,8 @@ def test_all_flaws_in_one_message():
         "2 boxes are named 'Tre', nearest: Tree; add it to the class's values or to data.ignore"
     )
     assert "a.txt, line 1; a.txt, line 2" in lines[1]
-    assert lines[2].startswith(f"1 {UNNAMED}: a.txt, line 3")
-    assert lines[3].startswith(f"1 {EMPTY}: a.txt, line 4: (5, 5, 5, 5)")
+    assert f"1 {UNNAMED}: a.txt, line 3" in lines
+    assert f"1 {EMPTY}: a.txt, line 4: (5, 5, 5, 5)" in lines
 
 
 def test_what_has_no_known_class_becomes_an_ignored_region():
