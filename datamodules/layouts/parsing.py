@@ -94,14 +94,18 @@ def path_below(folder: Path, name: str, where: str) -> Path:
     """folder/name, where `name` doesn't lead out of the folder."""
     path = PurePosixPath(name.replace("\\", "/"))
     leads_out = path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:[/\\\\]", name) is not None
-    if leads_out or not path.parts or not _is_file_name(name):
+    if leads_out or not path.parts or not _is_file_name(path):
         raise DataError(f"{where}: the file name {shorten(repr(name))} is not one below {folder}")
     return folder / path
 
 
-def _is_file_name(name: str) -> bool:
+def _is_file_name(path: PurePosixPath) -> bool:
     """Whether the system takes it: JSON can hold halves of characters, and texts of any length."""
-    return "\0" not in name and len(name.encode(errors="ignore")) < 256 and name.isprintable()
+    try:
+        sizes = [len(part.encode()) for part in path.parts]
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in str(path) and max(sizes) < 256 and sum(sizes) < 2048
 
 
 def read_size(path: Path) -> tuple[int, int]:

@@ -33,6 +33,15 @@ def problem(listing):
     return reason
 
 
+def refusal(scan, root, content):
+    """Its message, or None where the content is accepted; any other exception is a fault."""
+    try:
+        scan(root, content)
+    except DataError as error:
+        return str(error)
+    return None
+
+
 # ---------------------------------------------------------------- a file a picture
 
 
@@ -264,10 +273,8 @@ JSON = st.recursive(
 def test_any_value_in_coco(tmp_path_factory, where, key, value):
     content = coco_content()
     content[where][0][key] = value
-    try:
-        scan_coco(tmp_path_factory.mktemp("root"), content)
-    except DataError as error:
-        assert "instances_train.json" in str(error)
+    message = refusal(scan_coco, tmp_path_factory.mktemp("root"), content)
+    assert message is None or "instances_train.json" in message
 
 
 def scan_bdd(root, content):
@@ -302,10 +309,8 @@ def test_any_value_in_bdd(tmp_path_factory, key, value):
         "poly2d": [{"vertices": [[1, 1], [5, 1], [5, 5]], "types": "LLL"}],
         key: value,
     }
-    try:
-        scan_bdd(tmp_path_factory.mktemp("root"), [{"name": "a.jpg", "labels": [label]}])
-    except DataError as error:
-        assert "label 0" in str(error)
+    message = refusal(scan_bdd, tmp_path_factory.mktemp("root"), [{"name": "a.jpg", "labels": [label]}])
+    assert message is None or "label 0" in message
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,7 @@ def test_table_of_an_empty_picture_and_of_others(tmp_path):
 
 def test_a_folder_without_a_place_is_refused(tmp_path):
     write_voc(tmp_path, [])
-    with pytest.raises(DataError, match="'train'.*has no '{split}'"):
+    with pytest.raises(DataError, match=r"'train'.*has no '\{split\}'"):
         voc.scan(tmp_path, folder="train")
 
 
