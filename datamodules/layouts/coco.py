@@ -34,6 +34,7 @@ from datamodules.layouts.parsing import (
     read_json,
     refuse_unused_folder,
     shorten,
+    split_names,
 )
 
 LARGEST = 4 << 30
@@ -59,13 +60,7 @@ def scan(
         return _read(
             root, annotations.replace("{split}", folder or ""), images.replace("{split}", folder or "")
         )
-    before, after = annotations.split("{split}", maxsplit=1)
-    splits = [
-        path.relative_to(root).as_posix().removeprefix(before).removesuffix(after)
-        for path in sorted(root.glob(f"{before}*{after}"))
-    ]
-    if not splits:
-        raise DataError(f"{root} is not in the layout 'coco': it has no {before}*{after}")
+    splits = split_names(root, annotations, layout="coco")
     return merge(scan(root, annotations=annotations, images=images, folder=split) for split in splits)
 
 

@@ -146,6 +146,15 @@ def refuse_unused_folder(folder: str | None, pattern: str) -> None:
         )
 
 
+def split_names(root: Path, template: str, *, layout: str) -> list[str]:
+    """What ``{split}`` can stand for in the path of a file a split."""
+    before, after = template.split("{split}", maxsplit=1)
+    found = [path.relative_to(root).as_posix() for path in sorted(root.glob(f"{before}*{after}"))]
+    if not found:
+        raise DataError(f"{root} is not in the layout '{layout}': it has no {before}*{after}")
+    return [path.removeprefix(before).removesuffix(after) for path in found]
+
+
 def read_each(
     root: Path,
     listing: Listing,

@@ -240,7 +240,20 @@ def test_yolo_pictures_without_text_file(tmp_path):
     assert listing.images_without_label == [str(tmp_path / "images/train/b.png")]
     listing = yolo.scan(tmp_path, folder="train", empty_without_label=True)
     assert [len(each) for each in read(listing).values()] == [1, 0]
+    assert [item.label for item in listing.items] == [str(tmp_path / "labels/train/a.txt"), None]
     assert listing.unmatched == []
+
+
+def test_yolo_names_among_the_labels(tmp_path):
+    picture(tmp_path / "images/a.png")
+    text(tmp_path / "labels/a.txt", "1 0.5 0.5 0.1 0.1\n")
+    text(tmp_path / "labels/classes.txt", "boat\ntree\n")
+    listing = yolo.scan(tmp_path)
+    assert listing.unmatched == []
+    assert listing.annotations["images/a.png"].names == ("tree",)
+    text(tmp_path / "labels/classes.txt", "boat\nboat\n")
+    with pytest.raises(DataError, match=r"classes\.txt: names a class twice: boat, boat"):
+        yolo.scan(tmp_path)
 
 
 def test_class_numbers_of_a_legend(tmp_path):
@@ -282,6 +295,18 @@ def test_bdd_outlines_and_open_lines(tmp_path):
     radii = np.hypot(*(ring - 40).T)
     np.testing.assert_allclose(radii, 20, atol=0.02)
     assert len(ring) == 32
+    assert listing.repairs.counts == {bdd100k_objects.OPEN_LINE: 1}
+
+
+def test_bdd_outlines_of_2018(tmp_path):
+    picture(tmp_path / "images/100k/val/a.jpg")
+    ring = [[1.0, 2.0, "L"], [30.0, 2.0, "L"], [30.0, 40.0, "L"]]
+    objects = [{"category": "tree", "poly2d": ring}, {"category": "lane/road curb", "poly2d": ring}]
+    text(tmp_path / "labels/100k/val/a.json", {"name": "a", "frames": [{"objects": objects}]})
+    listing = bdd100k_objects.scan(tmp_path, folder="val")
+    (found,) = read(listing, form="outlines").values()
+    assert [ring.tolist() for ring in found.shapes[0]] == [[[1, 2], [30, 2], [30, 40]]]
+    assert found.boxes.tolist() == [[1, 2, 30, 40]]
     assert listing.repairs.counts == {bdd100k_objects.OPEN_LINE: 1}
 
 
