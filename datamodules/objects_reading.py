@@ -155,13 +155,19 @@ def _check_boxes(
 
 
 def _finite(raw: Annotations) -> NDArray[np.bool_]:
-    finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(raw.boxes), axis=1)
+    """(N,) whether every coordinate is a number that float32 has."""
+    finite = _is_finite(raw.boxes)
     if raw.turned is not None:
-        finite = finite & np.isfinite(raw.turned).all(axis=1)
+        finite = finite & _is_finite(raw.turned)
     if raw.outlines is not None:
-        whole = [all(bool(np.isfinite(ring).all()) for ring in outline) for outline in raw.outlines]
+        whole = [all(_is_finite(ring).all() for ring in outline) for outline in raw.outlines]
         finite = finite & np.array(whole, np.bool_)
     return finite
+
+
+def _is_finite(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    within: NDArray[np.bool_] = np.abs(values) <= np.finfo(np.float32).max
+    return np.logical_and.reduce(within, axis=1)
 
 
 def _rings(outline: Outline, box: NDArray[np.float32]) -> Rings:

@@ -19,10 +19,12 @@ from datamodules.errors import DataError
 from datamodules.layouts import pairs
 from datamodules.layouts.objects import (
     Annotations,
+    Box,
     ObjectListing,
     Repairs,
     Row,
     annotate,
+    box_around,
     list_pictures,
     merge,
 )
@@ -36,11 +38,16 @@ from datamodules.layouts.parsing import (
     read_json,
     refuse_unused_folder,
     shorten,
+    split_names,
 )
 
 _FRAMES = "images/100k/{split}"
-_FILES = ("labels/bdd100k_labels_images_{split}.json", "labels/det_20/det_{split}.json")
-_VARIANTS = ((f"{_FRAMES}/{IMAGES}", "labels/100k/{split}/{name}.json"),)
+_FILES = (
+    "labels/bdd100k_labels_images_{split}.json",
+    "labels/det_20/det_{split}.json",
+    "labels/100k/{split}/{name}.json",
+)
+"""Of the releases of 2018 and 2020, and a file a frame."""
 
 OPEN_LINE = "open lines (poly2d that isn't closed, as lane marks) were left out"
 NO_SHAPE = "labels without box2d and poly2d were left out"
@@ -68,21 +75,17 @@ def scan(
         repairs = Repairs()
         return read_each(base, listing, partial(_read_frame, repairs=repairs), repairs=repairs)
     if folder is None and "{split}" in annotations:
-        before, after = annotations.split("{split}", maxsplit=1)
-        names = [path.as_posix() for path in sorted(base.glob(f"{before}*{after}"))]
-        folders = [name.removeprefix(f"{base.as_posix()}/{before}").removesuffix(after) for name in names]
-        if not folders:
-            raise DataError(f"{base} is not in the layout 'bdd100k': it has no {before}*{after}")
+        folders = split_names(base, annotations, layout="bdd100k")
         return merge(_read_split(base, annotations, images, each) for each in folders)
     return _read_split(base, annotations, images, folder or "")
 
 
 def _find(base: Path) -> str:
     """The release whose files lie below `base`."""
-    for template in (*_FILES, _VARIANTS[0][1]):
+    for template in _FILES:
         if any(base.glob(template.replace("{split}", "*").replace("{name}", "*"))):
             return template
-    looked = ", ".join((*_FILES, _VARIANTS[0][1]))
+    looked = ", ".join(_FILES)
     raise DataError(f"{base} is not in the layout 'bdd100k'. Looked for: {looked}")
 
 
@@ -139,16 +142,19 @@ def _rows(labels: Sequence[Any], where: str, repairs: Repairs) -> list[Row]:
         name = entry(record, "category", str, place)
         outline, is_open = _outline(record.get("poly2d"), name, place)
         if record.get("box2d") is not None:
-            corners = (entry(record["box2d"], key, (int, float), place) for key in ("x1", "y1", "x2", "y2"))
-            x1, y1, x2, y2 = (float(corner) for corner in corners)
-            rows.append(Row(index, name, (x1, y1, x2, y2), outline=outline))
+            rows.append(Row(index, name, _box(record["box2d"], place), outline=outline))
         elif outline:
-            points = np.concatenate(outline)
-            (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-            rows.append(Row(index, name, (x1, y1, x2, y2), outline=outline))
+            rows.append(Row(index, name, box_around(np.concatenate(outline)), outline=outline))
         else:
             repairs.add(OPEN_LINE if is_open else NO_SHAPE, f"{place}: '{name}'")
     return rows
+
+
+def _box(box2d: Any, where: str) -> Box:
+    x1, y1, x2, y2 = (
+        number(entry(box2d, key, (int, float), where), key, where) for key in ("x1", "y1", "x2", "y2")
+    )
+    return x1, y1, x2, y2
 
 
 def _outline(poly2d: Any, name: str, where: str) -> tuple[tuple[NDArray[np.float64], ...], bool]:

@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import DataError
-from datamodules.layouts.objects import ObjectListing, Outline, Row, annotate, legend_of, list_pictures, merge
+from datamodules.layouts.objects import (
+    ObjectListing,
+    Outline,
+    Row,
+    annotate,
+    box_around,
+    legend_of,
+    list_pictures,
+    merge,
+)
 from datamodules.layouts.outlining import outline_mask, unite_polygons
 from datamodules.layouts.parsing import (
     IMAGES,
@@ -25,6 +34,7 @@ from datamodules.layouts.parsing import (
     read_json,
     refuse_unused_folder,
     shorten,
+    split_names,
 )
 
 LARGEST = 4 << 30
@@ -50,13 +60,7 @@ def scan(
         return _read(
             root, annotations.replace("{split}", folder or ""), images.replace("{split}", folder or "")
         )
-    before, after = annotations.split("{split}", maxsplit=1)
-    splits = [
-        path.relative_to(root).as_posix().removeprefix(before).removesuffix(after)
-        for path in sorted(root.glob(f"{before}*{after}"))
-    ]
-    if not splits:
-        raise DataError(f"{root} is not in the layout 'coco': it has no {before}*{after}")
+    splits = split_names(root, annotations, layout="coco")
     return merge(scan(root, annotations=annotations, images=images, folder=split) for split in splits)
 
 
@@ -69,11 +73,11 @@ def _read(root: Path, annotations: str, images: str) -> ObjectListing:
     seen: set[int] = set()
     for index, record in enumerate(entry(content, "annotations", list, str(path))):
         where = f"{path}, annotations[{index}]"
-        place = entry(record, "id", int, where)
+        place = _identity(record, "id", where)
         if place in seen:
             raise DataError(f"{where}: the id {place} is given twice")
         seen.add(place)
-        image = entry(record, "image_id", int, where)
+        image = _identity(record, "image_id", where)
         if image not in known:
             raise DataError(f"{where}: image_id {image} is no image of this file")
         rows[image].append(_row(record, place, known[image][1], classes, where))
@@ -96,7 +100,7 @@ def _read_classes(path: Path, records: Sequence[Any]) -> dict[int, str]:
     classes: dict[int, str] = {}
     for index, record in enumerate(records):
         where = f"{path}, categories[{index}]"
-        number, name = entry(record, "id", int, where), entry(record, "name", str, where)
+        number, name = _identity(record, "id", where), entry(record, "name", str, where)
         if number in classes or name in classes.values():
             raise DataError(
                 f"{where}: the class {number} '{shorten(name)}' has the id or name of one before it"
@@ -112,7 +116,7 @@ def _read_images(
     known: dict[int, tuple[Path, tuple[int, int]]] = {}
     for index, record in enumerate(records):
         where = f"{path}, images[{index}]"
-        number = entry(record, "id", int, where)
+        number = _identity(record, "id", where)
         if number in known:
             raise DataError(f"{where}: the id {number} is given twice")
         file = path_below(pictures, entry(record, "file_name", str, where), where)
@@ -127,8 +131,15 @@ def _read_images(
     return known
 
 
+def _identity(record: Any, key: str, where: str) -> int:
+    number: int = entry(record, key, int, where)
+    if not 0 <= number < 1 << 63:
+        raise DataError(f"{where}: '{key}' is {shorten(str(number))}; allowed: whole numbers from 0")
+    return number
+
+
 def _row(record: Any, place: int, size: tuple[int, int], classes: dict[int, str], where: str) -> Row:
-    number = entry(record, "category_id", int, where)
+    number = _identity(record, "category_id", where)
     if number not in classes:
         raise DataError(f"{where}: category_id {number} is none of {shorten(str(sorted(classes)))}")
     outline = _outline(record.get("segmentation"), size, where)
@@ -136,9 +147,7 @@ def _row(record: Any, place: int, size: tuple[int, int], classes: dict[int, str]
         x, y, width, height = numbers(record["bbox"], 4, "bbox", where)
         box = (x, y, x + width, y + height)
     elif outline:
-        points = np.concatenate(outline)
-        x1, y1, x2, y2 = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-        box = (x1, y1, x2, y2)
+        box = box_around(np.concatenate(outline))
     else:
         raise DataError(f"{where}: has neither 'bbox' nor 'segmentation'")
     crowd = record.get("iscrowd", 0)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.errors import DataError
-from datamodules.layouts.objects import Annotations, ObjectListing, Row, annotate
+from datamodules.layouts.objects import Annotations, ObjectListing, Row, annotate, box_around
 from datamodules.layouts.parsing import IMAGES, number, pair_files, read_each, read_text, shorten
 
 _VARIANTS = (
@@ -57,11 +57,10 @@ def _row(path: Path, place: int, line: str) -> Row:
     difficult = fields[9] if len(fields) == 10 else "0"
     if difficult not in ("0", "1", "2"):
         raise DataError(f"{where}: difficult is {shorten(difficult)}; allowed: 0 or 1")
-    (x1, y1), (x2, y2) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
     return Row(
         place=place,
         name=fields[8],
-        box=(x1, y1, x2, y2),
+        box=box_around(corners),
         ignored=difficult != "0",
         turned=turned_box(corners),
     )

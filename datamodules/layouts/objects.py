@@ -21,6 +21,9 @@ from datamodules.layouts import Listing, pairs
 Outline = tuple[NDArray[np.float64], ...]
 """Polygons of (n, 2) x, y in pixels, by the even-odd rule; () where the file gives this object none."""
 
+Box = tuple[float, float, float, float]
+"""x1, y1, x2, y2."""
+
 SHOWN = 5
 """Places at most that are kept and named for one kind of flaw."""
 
@@ -111,11 +114,17 @@ class Row:
     place: int
     """Its line, position or id in the file."""
     name: Value
-    box: tuple[float, float, float, float]
+    box: Box
     ignored: bool = False
     outline: Outline = ()
     turned: tuple[float, float, float, float, float] | None = None
     extras: Mapping[str, float] = field(default_factory=dict)
+
+
+def box_around(points: NDArray[np.float64]) -> Box:
+    """The upright box of (n, 2) points."""
+    (x1, y1), (x2, y2) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return x1, y1, x2, y2
 
 
 def annotate(

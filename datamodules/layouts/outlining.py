@@ -23,7 +23,7 @@ def outline_mask(mask: NDArray[np.bool_]) -> Outline:
     # four quarters, 2x and 2x + 1, stand for its left and right edges, x and x + 1
     double = np.repeat(np.repeat(part.astype(np.uint8), 2, axis=0), 2, axis=1)
     contours, _ = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    return tuple(_corners((contour[:, 0] + 1) // 2 + (left, top)) for contour in contours)
+    return tuple(_corners((contour[:, 0].astype(np.int64) + 1) // 2 + (left, top)) for contour in contours)
 
 
 def _corners(points: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -73,7 +74,7 @@ def number(value: Any, what: str, where: str) -> float:
             raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{where}: {what} is {shorten(value)}, not a number") from None
+        raise DataError(f"{where}: {what} is {shorten(value) or 'empty'}, not a number") from None
 
 
 def numbers(values: Any, count: int, what: str, where: str) -> list[float]:
@@ -91,10 +92,20 @@ def shorten(value: Any) -> str:
 
 def path_below(folder: Path, name: str, where: str) -> Path:
     """folder/name, where `name` doesn't lead out of the folder."""
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if not name or parts.is_absolute() or ".." in parts.parts or ":" in name or "\0" in name:
+    path = PurePosixPath(name.replace("\\", "/"))
+    leads_out = path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:[/\\\\]", name) is not None
+    if leads_out or not path.parts or not _is_file_name(path):
         raise DataError(f"{where}: the file name {shorten(repr(name))} is not one below {folder}")
-    return folder / parts
+    return folder / path
+
+
+def _is_file_name(path: PurePosixPath) -> bool:
+    """Whether the system takes it: JSON can hold halves of characters, and texts of any length."""
+    try:
+        sizes = [len(part.encode()) for part in path.parts]
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in str(path) and max(sizes) < 256 and sum(sizes) < 2048
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -133,6 +144,15 @@ def refuse_unused_folder(folder: str | None, pattern: str) -> None:
         raise DataError(
             f"split by folder '{folder}': {pattern} has no '{{split}}', which stands for the folder"
         )
+
+
+def split_names(root: Path, template: str, *, layout: str) -> list[str]:
+    """What ``{split}`` can stand for in the path of a file a split."""
+    before, after = template.split("{split}", maxsplit=1)
+    found = [path.relative_to(root).as_posix() for path in sorted(root.glob(f"{before}*{after}"))]
+    if not found:
+        raise DataError(f"{root} is not in the layout '{layout}': it has no {before}*{after}")
+    return [path.removeprefix(before).removesuffix(after) for path in found]
 
 
 def read_each(

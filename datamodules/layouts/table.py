@@ -62,7 +62,7 @@ def _records(path: Path) -> list[tuple[int, Mapping[str, str]]]:
         if not header:
             raise DataError(f"{path}: the file is empty")
         columns = _columns(path, [name.strip() for name in header])
-        records = []
+        records: list[tuple[int, Mapping[str, str]]] = []
         for fields in reader:
             if fields and len(fields) != len(header):
                 raise DataError(

@@ -17,7 +17,16 @@ import yaml
 
 from datamodules.classes import Value
 from datamodules.errors import DataError
-from datamodules.layouts.objects import Annotations, ObjectListing, Row, annotate, legend_of, list_pictures
+from datamodules.layouts import Listing
+from datamodules.layouts.objects import (
+    Annotations,
+    ObjectListing,
+    Row,
+    annotate,
+    box_around,
+    legend_of,
+    list_pictures,
+)
 from datamodules.layouts.parsing import IMAGES, number, pair_files, read_each, read_size, read_text, shorten
 
 _VARIANTS = (
@@ -45,7 +54,9 @@ def scan(
     without objects, as Ultralytics takes it; False: it is reported as unlabelled.
     """
     listing = pair_files(root, _VARIANTS, layout="yolo", images=images, labels=labels, folder=folder)
-    names = _read_names(root)
+    path = _find_names(root)
+    listing = _without(listing, path)
+    names = None if path is None else _read_names(path)
     legend = None if names is None else legend_of({name: index for index, name in enumerate(names)})
     found = read_each(root, listing, partial(_read, names=names), legend=legend)
     return _take_empty(root, found) if empty_without_label else found
@@ -55,18 +66,32 @@ def _take_empty(root: Path, listing: ObjectListing) -> ObjectListing:
     pictures = [(Path(item.image), listing.annotations[item.id]) for item in listing.items]
     pictures += [(Path(path), annotate(path, "line", [])) for path in listing.images_without_label]
     together = list_pictures(root, pictures, legend=listing.legend)
-    return replace(listing, items=together.items, annotations=together.annotations, images_without_label=[])
+    # such an item has no label file
+    items = [replace(item, label=None) if item.label == item.image else item for item in together.items]
+    return replace(listing, items=items, annotations=together.annotations, images_without_label=[])
 
 
-def _read_names(root: Path) -> list[str] | None:
+def _find_names(root: Path) -> Path | None:
+    """The file with the names of the classes."""
+    places = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "labels/classes.txt")
+    return next((root / place for place in places if (root / place).is_file()), None)
+
+
+def _without(listing: Listing, path: Path | None) -> Listing:
+    """A classes.txt among the labels is none of them."""
+    others = [label for label in listing.labels_without_image if label != str(path)]
+    return replace(listing, labels_without_image=others)
+
+
+def _read_names(path: Path) -> list[str]:
     """Class names by number."""
-    for name in ("data.yaml", "data.yml", "dataset.yaml"):
-        if (root / name).is_file():
-            return _names_of_yaml(root / name)
-    for path in (root / "classes.txt", root / "labels" / "classes.txt"):
-        if path.is_file():
-            return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    return None
+    if path.suffix == ".txt":
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    else:
+        names = _names_of_yaml(path)
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: names a class twice: {shorten(', '.join(names))}")
+    return names
 
 
 def _names_of_yaml(path: Path) -> list[str]:
@@ -81,8 +106,6 @@ def _names_of_yaml(path: Path) -> list[str]:
         raise DataError(
             f"{path}: 'names' is {shorten(names)}; allowed: class names as a list, or by number from 0"
         )
-    if len({str(name) for name in names}) < len(names):
-        raise DataError(f"{path}: 'names' holds a class twice: {shorten(names)}")
     return [str(name) for name in names]
 
 
@@ -116,8 +139,7 @@ def _row(
         cx, cy, w, h = values.tolist()
         return Row(place, name, (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
     ring = values.reshape(-1, 2)
-    (x1, y1), (x2, y2) = ring.min(axis=0).tolist(), ring.max(axis=0).tolist()
-    return Row(place, name, (x1, y1, x2, y2), outline=(ring,))
+    return Row(place, name, box_around(ring), outline=(ring,))
 
 
 def _class(field: str, names: Sequence[str] | None, where: str) -> Value:
