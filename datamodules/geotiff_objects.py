@@ -190,12 +190,12 @@ class GeoTiffDetectionDataModule(SceneModule, DetectionDataModule):
 
     def _plan(self) -> ObjectPlan:
         regions = self._training_regions()
-        smallest = int(self.chip[0] / self.augment.scale[1])
         return ObjectPlan(
             regions,
             [self._boxes_in(region.item) for region in regions],
             size=self.augment.reach,
-            inner=(smallest, smallest),
+            crop=self.chip,
+            largest_zoom=self.augment.scale[1],
             length=self.chips_per_epoch or samples_to_cover(regions, self.chip),
             min_valid=self.min_valid,
             empty_share=self.empty_share,

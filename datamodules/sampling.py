@@ -276,20 +276,22 @@ class ObjectPlan(WindowPlan):
         boxes: Sequence[np.ndarray],
         *,
         size: tuple[int, int],
-        inner: tuple[int, int],
+        crop: tuple[int, int],
+        largest_zoom: float,
         length: int,
         min_valid: float,
         empty_share: float,
     ) -> None:
         """boxes: (N, 4) float x1, y1, x2, y2 of each region's objects, in pixels of the scene.
-        size: (H, W) of a window; inner: of the smallest crop of it that a sample may show.
-        empty_share: share of windows without an object, as far as there is such ground: of a few windows
+        size: (H, W) of a window; crop: of what a sample shows of it at zoom 1.
+        empty_share: share of samples without an object, as far as there is such ground: of a few crops
         drawn the one with the fewest."""
         super().__init__(regions, size=size, length=length, min_valid=min_valid)
         self.boxes = [each.reshape(-1, 4) for each in boxes]
         self.owner = np.repeat(np.arange(len(boxes)), [len(each) for each in self.boxes])
         self.all_boxes = np.concatenate([*self.boxes, np.empty((0, 4))])
-        self.inner = inner
+        self.crop = crop
+        self.largest_zoom = largest_zoom
         self.empty_share = empty_share
 
     def draw(self, key: SampleKey, rng: np.random.Generator) -> tuple[Item, tuple[int, int] | None]:
@@ -298,25 +300,27 @@ class ObjectPlan(WindowPlan):
             chosen = int(rng.integers(len(self.all_boxes)))
             region = self.regions[self.owner[chosen]]
             left, top, right, bottom = self.all_boxes[chosen].tolist()
-            row = _near_middle(top, bottom, self.inner[0], rng)
-            col = _near_middle(left, right, self.inner[1], rng)
+            row = _near_middle(top, bottom, int(self.crop[0] / self.largest_zoom), rng)
+            col = _near_middle(left, right, int(self.crop[1] / self.largest_zoom), rng)
             window = self._around(region, row, col)
             return _item(region, window), (row - window.row, col - window.col)
-        index = int(self.slots(key.seed, key.epoch)[key.index])
-        return _item(self.regions[index], self._emptiest(index, rng)), None
+        return self._emptiest(int(self.slots(key.seed, key.epoch)[key.index]), rng)
 
-    def _emptiest(self, index: int, rng: np.random.Generator) -> Window:
-        """The first of TRIES windows without an object, else the one with the fewest."""
-        best, fewest = None, len(self.all_boxes) + 1
+    def _emptiest(self, index: int, rng: np.random.Generator) -> tuple[Item, tuple[int, int]]:
+        """The first of TRIES random crops of a region without an object, else the one with the fewest."""
+        region, found, fewest = self.regions[index], None, len(self.all_boxes) + 1
         for _ in range(TRIES):
-            window = self._enough_valid(self.regions[index], rng)
-            count = _count_meeting(self.boxes[index], window)
+            window = self._enough_valid(region, rng)
+            row, height = _random_span(window.row, window.height, self.crop[0], rng)
+            col, width = _random_span(window.col, window.width, self.crop[1], rng)
+            count = _count_meeting(self.boxes[index], Window(row, col, height, width))
             if count < fewest:
-                best, fewest = window, count
+                middle = row - window.row + height // 2, col - window.col + width // 2
+                found, fewest = (_item(region, window), middle), count
             if count == 0:
                 break
-        assert best is not None
-        return best
+        assert found is not None
+        return found
 
 
 def samples_to_cover(regions: Sequence[Region], chip: tuple[int, int]) -> int:

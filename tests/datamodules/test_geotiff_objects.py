@@ -210,13 +210,13 @@ def test_empty_share_of_windows(root, lists):
         assert np.mean(empty) == pytest.approx(share, abs=0.12)
 
 
-@pytest.mark.parametrize(("zoom", "side"), [((1.0, 1.0), 64), ((0.5, 2.0), 32)])
-def test_the_drawn_object_is_wholly_in_every_crop(zoom, side):
+@pytest.mark.parametrize("zoom", [(1.0, 1.0), (0.5, 2.0)])
+def test_the_drawn_object_is_wholly_in_every_crop(zoom):
     item = Item("a", "a", "a", window=Window(0, 0, 200, 300))
     augment = Augment("nadir", crop=(64, 64), scale=zoom)
     box = np.array([[141.3, 80.2, 163.9, 101.7]])
-    plan = ObjectPlan([Region(item, item.window, 6e4)], [box], size=augment.reach, inner=(side, side),
-                      length=9, min_valid=0.0, empty_share=0.0)  # fmt: skip
+    plan = ObjectPlan([Region(item, item.window, 6e4)], [box], size=augment.reach, crop=(64, 64),
+                      largest_zoom=zoom[1], length=9, min_valid=0.0, empty_share=0.0)  # fmt: skip
     corners = set()
     for seed in range(200):
         rng = np.random.default_rng(seed)
