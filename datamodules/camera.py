@@ -115,6 +115,8 @@ def _make_classes(
 class CameraFrameDataModule(DriveModule, SegmentationDataModule):
     """Frames and masks below `root`: whole frames for evaluation, augmented crops for training."""
 
+    label_word = "mask"
+
     def __init__(
         self,
         root: str | Path,

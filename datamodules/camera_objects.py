@@ -28,6 +28,8 @@ from datamodules.views import zoom
 class CameraDetectionDataModule(DriveModule, DetectionDataModule):
     """Frames and their objects below `root`: whole frames for evaluation, augmented ones or crops for training."""
 
+    label_word = "label"
+
     def __init__(
         self,
         root: str | Path,
@@ -109,7 +111,6 @@ class CameraDetectionDataModule(DriveModule, DetectionDataModule):
         problems = {path: check.problem for path, check in checks.items() if check.problem is not None}
         problems |= self._settle_type({path: check for path, check in checks.items() if path not in problems})
         self._take_usable(splits, problems)
-        self.skipped += [pair for listing in self._listings for pair in listing.unreadable]
         self._frame_sizes = {path: (check.height, check.width) for path, check in checks.items()}
         self._find_objects([item for items in self.items.values() for item in items])
         self._check_crop()

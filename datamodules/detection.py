@@ -237,6 +237,7 @@ class DetectionDataModule(DataModule):
             form=self._form(listing),
             on_error=self.on_error,
         )
+        self.skipped += listing.unreadable
         if reading.repairs.counts:
             self.notes += reading.repairs.describe().splitlines()
         return {name: self._as_wanted(objects) for name, objects in reading.objects.items()}

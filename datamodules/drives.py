@@ -58,6 +58,8 @@ class DriveModule(DataModule):
     """Regular expression on a frame's stem whose first group is the drive."""
     own_pattern: str | None
     """The layout's; None: every frame is its own group."""
+    label_word: str
+    """What a frame's label is called in messages."""
     has_folders: bool
     """Whether the layout has a folder for each split."""
 
@@ -129,7 +131,7 @@ class DriveModule(DataModule):
         if not listing.items and not listing.unmatched:
             raise DataError(f"{self.root}: no images found")
         if listing.unmatched and self.on_error == "stop":
-            raise DataError(_describe_unmatched(self.root, listing))
+            raise DataError(_describe_unmatched(self.root, listing, self.label_word))
         self.unmatched += [path for path in listing.unmatched if path not in self.unmatched]
         return self._group(listing.items)
 
@@ -179,12 +181,12 @@ def _check(reader: Reader, item: Item) -> FrameCheck:
     return FrameCheck(height, width, str(raw.values.dtype), None)
 
 
-def _describe_unmatched(root: Path, listing: Listing) -> str:
-    images, masks = listing.images_without_label, listing.labels_without_image
-    text = f"{root}: {len(images)} images have no mask, {len(masks)} masks have no image"
-    text += f"; {len(listing.items)} pairs have the same name.{lines(images)}{lines(masks)}\n"
-    if not listing.items and not masks:
-        return text + "If this split has no masks, set its folder to null"
+def _describe_unmatched(root: Path, listing: Listing, word: str) -> str:
+    images, labels = listing.images_without_label, listing.labels_without_image
+    text = f"{root}: {len(images)} images have no {word}, {len(labels)} {word}s have no image"
+    text += f"; {len(listing.items)} pairs have the same name.{lines(images)}{lines(labels)}\n"
+    if not listing.items and not labels:
+        return text + f"If this split has no {word}s, set its folder to null"
     return text + "on_error: skip leaves them out"
 
 

@@ -277,6 +277,48 @@ def test_damaged_frames_stop_or_are_left_out(root, lists):
     assert len(made.items["train"]) == 3
 
 
+def test_unreadable_labels_stop_or_leave_their_frames_out(root, lists):
+    (root / "training/label_2/a_0.txt").write_text("Car 0 0")
+    with pytest.raises(DataError, match=r"1 label files can't be read.*a_0.txt, line 1: 3 fields"):
+        module(root).scan()
+    (root.parent / "train.txt").write_text("a_1\na_2")
+    made = module(root, lists, on_error="skip")
+    made.scan()
+    assert [Path(path).name for path, _ in made.skipped] == ["a_0.png"]
+
+
+def test_frames_without_a_label_file_are_named(root, lists):
+    (root / "training/label_2/a_0.txt").unlink()
+    with pytest.raises(DataError, match="1 images have no label, 0 labels have no image"):
+        module(root, lists).scan()
+
+
+def test_yolo_frames_without_a_file_may_be_empty(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / f"yolo/images/{split}").mkdir(parents=True)
+        (tmp_path / f"yolo/labels/{split}").mkdir(parents=True)
+        for index in range(3):
+            cv2.imwrite(str(tmp_path / f"yolo/images/{split}/{index}.png"), np.full((20, 40, 3), 80, np.uint8))
+        (tmp_path / f"yolo/labels/{split}/0.txt").write_text("1 0.5 0.5 0.25 0.5")
+    (tmp_path / "yolo/classes.txt").write_text("cat\ndog\n")
+    options = {"layout": "yolo", "split": FolderSplit(), "classes": (ClassSpec("dog", ()),), "ignore": ()}
+    with pytest.raises(DataError, match="2 images have no label"):
+        module(tmp_path / "yolo", **options).scan()
+    made = module(tmp_path / "yolo", **options, empty_without_label=True, longest=80)
+    made.setup("test")
+    card = made.data_card()
+    assert card["images_without_objects"] == {"train": 2, "val": 2, "test": 0}
+    assert made.training_boxes().tolist() == [[20, 20]]
+    assert any("no folder 'test'" in note for note in made.notes)
+
+
+def test_statistics_follow_the_classes_given(root, lists, tmp_path):
+    first = module(root, lists, cache_dir=tmp_path / "cache")
+    other = module(root, lists, cache_dir=tmp_path / "cache", classes=(ClassSpec("any", ("Car", "Pedestrian")),))
+    for made, counts in ((first, [2, 1]), (other, [3]), (first, [2, 1])):
+        assert made.statistics.class_counts.tolist() == counts
+
+
 def write_voc(folder: Path, name: str, size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "annotations").mkdir(exist_ok=True)

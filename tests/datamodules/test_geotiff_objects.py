@@ -321,6 +321,21 @@ def test_coco_names_scenes(root, lists):
     assert boxes_of(made) == [[10, 20, 30, 32]]
 
 
+def test_turned_boxes_of_dota(root, lists):
+    (root / "labelTxt").mkdir()
+    lines = "gsd:0.5\n50 50 90 80 84 88 44 58 boat 0\n10 10 20 10 20 20 10 20 boat 1"
+    for index in range(4):
+        (root / f"labelTxt/s{index}.txt").write_text(lines)
+    made = module(root, lists, layout="dota", labels=None, turned=True, classes=CLASSES[:1], resolution=20.0, chip=50)
+    made.scan()
+    objects = made.objects("train")[0][1]
+    assert objects.ignored.tolist() == [False, True]
+    assert objects.turned[0].tolist() == pytest.approx([33.5, 34.5, 25, 5, np.arctan2(3, 4)], rel=1e-3)
+    upright = module(root, lists, layout="dota", labels=None, classes=CLASSES[:1])
+    upright.scan()
+    assert upright.objects("train")[0][1].turned is None
+
+
 def test_samples_do_not_depend_on_the_number_of_workers(root, lists):
     augment = Augment("nadir", scale=(0.7, 1.5), photometric=0.5, blur=0.5, erase=0.5)
     made = module(root, lists, augment=augment, chips_per_epoch=12)
