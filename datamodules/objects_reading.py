@@ -65,9 +65,9 @@ def resolve(
     owners = class_indices(classes, ignore=ignore, legend=listing.legend)
     repairs = Repairs()
     repairs.extend(listing.repairs)
-    flaws = Repairs()
+    flaws, unknown = Repairs(), _unknown_names(listing, owners)
     objects = {
-        item.id: _resolve_picture(listing.annotations[item.id], owners, sizes[item.id], form, flaws)
+        item.id: _resolve_picture(listing.annotations[item.id], owners, unknown, sizes[item.id], form, flaws)
         for item in listing.items
     }
     if on_error == "stop":
@@ -104,32 +104,42 @@ def _require_form(listing: ObjectListing, form: Form) -> None:
         raise DataError(f"no label file has {form}, e.g. {described[0].source}; boxes alone it has")
 
 
+def _unknown_names(listing: ObjectListing, owners: Mapping[Value, int]) -> dict[Value, str]:
+    """The kind of flaw that each name without a class is."""
+    names = {name for each in listing.annotations.values() for name in each.names}
+    unknown = [name for name in names if _owner(name, owners) == _UNKNOWN]
+    return {name: UNNAMED if name == "" else _unknown_kind(name, owners) for name in unknown}
+
+
 def _resolve_picture(
-    raw: Annotations, owners: Mapping[Value, int], size: tuple[int, int], form: Form, flaws: Repairs
+    raw: Annotations,
+    owners: Mapping[Value, int],
+    unknown: Mapping[Value, str],
+    size: tuple[int, int],
+    form: Form,
+    flaws: Repairs,
 ) -> Objects:
     if raw.size is not None and raw.size != size:
         flaws.add(OTHER_SIZE, f"{raw.source}: {_show_size(raw.size)}, but {_show_size(size)}")
     boxes, kept = _check_boxes(raw, size, flaws)
     labels = np.array([_owner(name, owners) for name in raw.names], np.int64)
-    _note_names(raw, (labels == _UNKNOWN) & ~raw.ignored & kept, owners, flaws)
+    for index in np.flatnonzero((labels == _UNKNOWN) & ~raw.ignored & kept).tolist():
+        flaws.add(unknown[raw.names[index]], raw.place(index))
     ignored = raw.ignored | (labels < 0)
-    shapes, turned = None, None
+    outlines = raw.outlines or ((),) * len(raw)
     if form == "outlines":
-        bare = np.array([not outline for outline in raw.outlines or ((),) * len(raw)], np.bool_)
+        bare = np.array([not outline for outline in outlines], np.bool_)
         _note(raw, bare & ~ignored & kept, NO_OUTLINE, flaws)
-        ignored |= bare
-        shapes = tuple(
-            _rings(raw.outlines[i] if raw.outlines is not None else (), boxes[i])
-            for i in np.flatnonzero(kept).tolist()
-        )
-    if form == "turned":
-        turned = np.empty((0, 5), np.float32) if raw.turned is None else raw.turned[kept].astype(np.float32)
+        ignored = ignored | bare
+    turned = np.empty((0, 5)) if raw.turned is None else raw.turned[kept]
     return Objects(
         boxes=boxes[kept],
         labels=np.where(ignored, 0, labels)[kept],
         ignored=ignored[kept],
-        shapes=shapes,
-        turned=turned,
+        shapes=tuple(_rings(outlines[i], boxes[i]) for i in np.flatnonzero(kept))
+        if form == "outlines"
+        else None,
+        turned=turned.astype(np.float32) if form == "turned" else None,
     )
 
 
@@ -190,14 +200,6 @@ def _note(raw: Annotations, where: NDArray[np.bool_], kind: str, flaws: Repairs)
     for index in np.flatnonzero(where).tolist():
         shown = ", ".join(f"{value:g}" for value in raw.boxes[index])
         flaws.add(kind, f"{raw.place(index)}: ({shown})")
-
-
-def _note_names(
-    raw: Annotations, where: NDArray[np.bool_], owners: Mapping[Value, int], flaws: Repairs
-) -> None:
-    for index in np.flatnonzero(where).tolist():
-        name = raw.names[index]
-        flaws.add(UNNAMED if name == "" else _unknown_kind(name, owners), raw.place(index))
 
 
 def _unknown_kind(name: Value, owners: Mapping[Value, int]) -> str:

@@ -38,6 +38,7 @@ from datamodules.layouts.parsing import (
     read_json,
     refuse_unused_folder,
     shorten,
+    split_file,
     split_names,
 )
 
@@ -90,7 +91,8 @@ def _find(base: Path) -> str:
 
 
 def _read_split(base: Path, annotations: str, images: str, folder: str) -> ObjectListing:
-    path, pictures = (base / text.replace("{split}", folder) for text in (annotations, images))
+    path = split_file(base, annotations, folder, layout="bdd100k")
+    pictures = base / images.replace("{split}", folder)
     content = read_json(path, largest=LARGEST)
     if not isinstance(content, list):
         raise DataError(f"{path}: holds {shorten(content)}; allowed: a list of frames")

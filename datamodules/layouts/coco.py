@@ -34,6 +34,7 @@ from datamodules.layouts.parsing import (
     read_json,
     refuse_unused_folder,
     shorten,
+    split_file,
     split_names,
 )
 
@@ -57,15 +58,13 @@ def scan(
     """
     refuse_unused_folder(folder, annotations)
     if folder is not None or "{split}" not in annotations:
-        return _read(
-            root, annotations.replace("{split}", folder or ""), images.replace("{split}", folder or "")
-        )
+        path = split_file(root, annotations, folder or "", layout="coco")
+        return _read(root, path, root / images.replace("{split}", folder or ""))
     splits = split_names(root, annotations, layout="coco")
     return merge(scan(root, annotations=annotations, images=images, folder=split) for split in splits)
 
 
-def _read(root: Path, annotations: str, images: str) -> ObjectListing:
-    path, pictures = root / annotations, root / images
+def _read(root: Path, path: Path, pictures: Path) -> ObjectListing:
     content = read_json(path, largest=LARGEST)
     classes = _read_classes(path, entry(content, "categories", list, str(path)))
     known = _read_images(path, pictures, entry(content, "images", list, str(path)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -153,6 +154,17 @@ def split_names(root: Path, template: str, *, layout: str) -> list[str]:
     if not found:
         raise DataError(f"{root} is not in the layout '{layout}': it has no {before}*{after}")
     return [path.removeprefix(before).removesuffix(after) for path in found]
+
+
+def split_file(root: Path, template: str, folder: str, *, layout: str) -> Path:
+    """The file of one split, which must be there."""
+    path = root / template.replace("{split}", folder)
+    if path.is_file() or "{split}" not in template:
+        return path
+    names = split_names(root, template, layout=layout)
+    nearest = get_close_matches(folder, names, n=1)
+    hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+    raise DataError(f"{path}: no such file; there are those of {', '.join(names)}{hint}")
 
 
 def read_each(

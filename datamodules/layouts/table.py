@@ -13,7 +13,15 @@ from pathlib import Path
 
 from datamodules.errors import DataError
 from datamodules.layouts.objects import ObjectListing, Row, annotate, list_pictures
-from datamodules.layouts.parsing import IMAGES, number, path_below, read_text, refuse_unused_folder, shorten
+from datamodules.layouts.parsing import (
+    IMAGES,
+    number,
+    path_below,
+    read_text,
+    refuse_unused_folder,
+    shorten,
+    split_file,
+)
 
 COLUMNS = {
     "image": ("image", "image_path"),
@@ -36,7 +44,8 @@ def scan(
     folder: what ``{split}`` stands for in both.
     """
     refuse_unused_folder(folder, annotations)
-    path, pictures = (root / text.replace("{split}", folder or "") for text in (annotations, images))
+    path = split_file(root, annotations, folder or "", layout="table")
+    pictures = root / images.replace("{split}", folder or "")
     rows: dict[Path, list[Row]] = {}
     for place, record in _records(path):
         where = f"{path}, line {place}"

@@ -242,6 +242,14 @@ def test_coco_that_is_no_json_object(tmp_path, content):
         scan_coco(tmp_path, content)
 
 
+def test_a_split_without_file(tmp_path):
+    scan_coco(tmp_path, coco_content())
+    with pytest.raises(DataError, match=r"instances_tain\.json: no such file; .*; did you mean 'train'\?"):
+        coco.scan(tmp_path, folder="tain")
+    with pytest.raises(DataError, match=r"'table': it has no \*\.csv"):
+        table.scan(tmp_path, folder="train")
+
+
 def test_coco_names_a_missing_image(tmp_path):
     content = coco_content()
     content["images"].append({"id": 2, "file_name": "gone.png", "height": 10, "width": 20})
