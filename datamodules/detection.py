@@ -210,6 +210,7 @@ class DetectionDataModule(DataModule):
     def _facts(self) -> dict[str, object]:
         return {
             "min_visible": self.min_visible,
+            "form": [self.masks, self.turned],
             "values": [spec.values for spec in self.specs],
             "ignored": self.ignore,
         }

@@ -17,12 +17,12 @@ from rasterio.crs import CRS
 from rasterio.warp import transform
 
 from datamodules.augment import Augment
-from datamodules.batch import Item, Window
+from datamodules.batch import Window
 from datamodules.classes import ClassSpec
 from datamodules.errors import DataError
 from datamodules.geotiff_objects import GeoTiffDetectionDataModule
 from datamodules.labels import VectorOptions
-from datamodules.sampling import ObjectPlan, Region, SampleKey
+from datamodules.sampling import SampleKey
 from datamodules.splits import FolderSplit, ListSplit, PlaceSplit, SceneSplit
 from datamodules.views import turned_corners
 
@@ -208,26 +208,6 @@ def test_empty_share_of_windows(root, lists):
         dataset = made.training_dataset()
         empty = [len(dataset[SampleKey(1, 0, index)]["target"]["boxes"]) == 0 for index in range(200)]
         assert np.mean(empty) == pytest.approx(share, abs=0.12)
-
-
-@pytest.mark.parametrize("zoom", [(1.0, 1.0), (0.5, 2.0)])
-def test_the_drawn_object_is_wholly_in_every_crop(zoom):
-    item = Item("a", "a", "a", window=Window(0, 0, 200, 300))
-    augment = Augment("nadir", crop=(64, 64), scale=zoom)
-    box = np.array([[141.3, 80.2, 163.9, 101.7]])
-    plan = ObjectPlan([Region(item, item.window, 6e4)], [box], size=augment.reach, crop=(64, 64),
-                      largest_zoom=zoom[1], length=9, min_valid=0.0, empty_share=0.0)  # fmt: skip
-    corners = set()
-    for seed in range(200):
-        rng = np.random.default_rng(seed)
-        drawn, centre = plan.draw(SampleKey(0, 0, 0), rng)
-        window = drawn.window
-        view = augment.draw((window.height, window.width), rng=rng, centre=centre)
-        found = view.points(box.reshape(2, 2) - (window.col, window.row))
-        assert found.min() >= -1e-6
-        assert found.max() <= 64 + 1e-6
-        corners.add((window.row, window.col))
-    assert len(corners) > 50
 
 
 def tiles_of(made: GeoTiffDetectionDataModule, split: str) -> list[Any]:
