@@ -15,7 +15,7 @@ from datamodules.batch import IGNORE, Batch, Item, Sample, Window
 from datamodules.objects import DetectionSample, Objects
 from datamodules.sampling import SampleKey, WindowPlan
 from datamodules.statistics import Normalisation
-from datamodules.views import clip, meeting, middles_inside, move, set_aside, shift, to_target
+from datamodules.views import clip, frame_of, meeting, middles_inside, move, set_aside, shift, to_target
 
 
 @dataclass(frozen=True)
@@ -127,19 +127,18 @@ class ObjectTable:
         window = item.window
         if window is None:
             return objects
-        frame = (window.col, window.row, window.col + window.width, window.row + window.height)
-        return shift(objects.take(meeting(objects.boxes, frame)), window.col, window.row)
+        near = objects.take(meeting(objects.boxes, frame_of(window)))
+        return shift(near, window.col, window.row)
 
     def seen(self, item: Item, size: tuple[int, int], core: Window | None = None) -> Objects:
         """What an item of this size (H, W) shows, cut at its edges.
 
         core: in pixels of the item's window, default: all of it; objects whose middle lies elsewhere belong to
         another window or part of the scene, and are ignored regions here: so each is scored once."""
-        inside = core or Window(0, 0, *size)
+        whole = Window(0, 0, *size)
         objects = self.near(item)
-        frame = (inside.col, inside.row, inside.col + inside.width, inside.row + inside.height)
-        objects = set_aside(objects, ~middles_inside(objects.boxes, frame))
-        return clip(objects, (0, 0, size[1], size[0]), min_visible=self.min_visible)
+        objects = set_aside(objects, ~middles_inside(objects.boxes, frame_of(core or whole)))
+        return clip(objects, frame_of(whole), min_visible=self.min_visible)
 
 
 class DetectionTrainingDataset(Dataset[DetectionSample]):

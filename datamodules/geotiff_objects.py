@@ -34,7 +34,7 @@ from datamodules.sampling import ObjectPlan, samples_to_cover
 from datamodules.scenes import Scene, SceneModule, check_has_crs, listed
 from datamodules.splits import FolderSplit, Split
 from datamodules.tiling import Tile, tile
-from datamodules.views import clip, middles_inside, zoom
+from datamodules.views import clip, frame_of, middles_inside, zoom
 
 if TYPE_CHECKING:
     from datamodules.vectors import VectorFiles
@@ -250,8 +250,7 @@ class GeoTiffDetectionDataModule(SceneModule, DetectionDataModule):
         """(N, 4) of the objects whose middle lies in an item's window, in pixels of the scene."""
         objects, window = self._objects[item.image], item.window
         assert window is not None
-        frame = (window.col, window.row, window.col + window.width, window.row + window.height)
-        return objects.boxes[~objects.ignored & middles_inside(objects.boxes, frame)]
+        return objects.boxes[~objects.ignored & middles_inside(objects.boxes, frame_of(window))]
 
     def _layout_objects(self, items: Sequence[Item]) -> dict[str, Objects]:
         """Boxes in pixels of the files, moved to the grid on which scenes are read."""
@@ -292,7 +291,7 @@ class GeoTiffDetectionDataModule(SceneModule, DetectionDataModule):
                 raise DataError(problem)
             missed[item.id] = problem
         objects = to_objects(self._files.drawing(item.label, grid))
-        return self._as_wanted(clip(objects, (0, 0, grid.width, grid.height), min_visible=0))
+        return self._as_wanted(clip(objects, frame_of(grid.window), min_visible=0))
 
 
 def _choose_vector(layout: str, labels: str | None, options: VectorOptions | None) -> VectorOptions | None:

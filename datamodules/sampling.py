@@ -14,6 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.batch import IGNORE, Item, Window
 from datamodules.statistics import load_arrays
+from datamodules.views import frame_of, meeting
 
 if TYPE_CHECKING:
     from datamodules.datasets import Reader
@@ -313,7 +314,7 @@ class ObjectPlan(WindowPlan):
             window = self._enough_valid(region, rng)
             row, height = _random_span(window.row, window.height, self.crop[0], rng)
             col, width = _random_span(window.col, window.width, self.crop[1], rng)
-            count = _count_meeting(self.boxes[index], Window(row, col, height, width))
+            count = int(meeting(self.boxes[index], frame_of(Window(row, col, height, width))).sum())
             if count < fewest:
                 middle = row - window.row + height // 2, col - window.col + width // 2
                 found, fewest = (_item(region, window), middle), count
@@ -340,13 +341,6 @@ def _near_middle(low: float, high: float, size: int, rng: np.random.Generator) -
     """A position on which a span of `size` is centred so that it still holds all of low..high."""
     slack = max(0, int((size - (high - low)) / 2) - 1)
     return int((low + high) / 2) + int(rng.integers(-slack, slack + 1))
-
-
-def _count_meeting(boxes: np.ndarray, window: Window) -> int:
-    """Number of boxes (N, 4) that have ground in common with a window."""
-    x1, y1, x2, y2 = boxes.T
-    across = (x1 < window.col + window.width) & (x2 > window.col)
-    return int((across & (y1 < window.row + window.height) & (y2 > window.row)).sum())
 
 
 def _valid_pixel(region: Region, rng: np.random.Generator) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from datamodules.batch import Window
 from datamodules.objects import Objects, Rings, Target
 
 Move = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -110,6 +111,11 @@ def set_aside(objects: Objects, outside: NDArray[np.bool_]) -> Objects:
     """The objects (N,) of which some become ignored regions."""
     ignored = objects.ignored | outside
     return replace(objects, ignored=ignored, labels=np.where(ignored, 0, objects.labels))
+
+
+def frame_of(window: Window) -> Frame:
+    """A window's edges."""
+    return (window.col, window.row, window.col + window.width, window.row + window.height)
 
 
 def meeting(boxes: NDArray[np.float32], frame: Frame) -> NDArray[np.bool_]:
