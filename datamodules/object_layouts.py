@@ -41,6 +41,9 @@ class _Reader:
 
 
 def _scan_bdd100k(root: Path, folder: str | None, options: LayoutOptions) -> ObjectListing:
+    base = root / "bdd100k" if (root / "bdd100k").is_dir() else root
+    if folder is not None and not any(base.glob(f"labels/**/*{folder}*")) and options.annotations is None:
+        return ObjectListing()  # the releases have no labels of the test split
     return bdd100k_objects.scan(root, annotations=options.annotations, images=options.images, folder=folder)
 
 

@@ -308,17 +308,21 @@ class ObjectPlan(WindowPlan):
         return self._emptiest(int(self.slots(key.seed, key.epoch)[key.index]), rng)
 
     def _emptiest(self, index: int, rng: np.random.Generator) -> tuple[Item, tuple[int, int]]:
-        """The first of TRIES random crops of a region without an object, else the one with the fewest."""
-        region, found, fewest = self.regions[index], None, len(self.all_boxes) + 1
+        """Of TRIES random crops of a region the first without an object even when zoomed out, else the one
+        with the fewest."""
+        region, found, fewest = self.regions[index], None, (len(self.all_boxes) + 1, 0)
         for _ in range(TRIES):
             window = self._enough_valid(region, rng)
             row, height = _random_span(window.row, window.height, self.crop[0], rng)
             col, width = _random_span(window.col, window.width, self.crop[1], rng)
-            count = int(meeting(self.boxes[index], frame_of(Window(row, col, height, width))).sum())
-            if count < fewest:
-                middle = row - window.row + height // 2, col - window.col + width // 2
-                found, fewest = (_item(region, window), middle), count
-            if count == 0:
+            middle = row + height // 2, col + width // 2
+            around = self._around(region, *middle)
+            shown = (Window(row, col, height, width), around)
+            crop, wide = (int(meeting(self.boxes[index], frame_of(each)).sum()) for each in shown)
+            if (crop, wide) < fewest:
+                found = _item(region, around), (middle[0] - around.row, middle[1] - around.col)
+                fewest = crop, wide
+            if wide == 0:
                 break
         assert found is not None
         return found

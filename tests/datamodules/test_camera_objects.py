@@ -312,6 +312,20 @@ def test_yolo_frames_without_a_file_may_be_empty(tmp_path):
     assert any("no folder 'test'" in note for note in made.notes)
 
 
+def test_bdd100k_has_no_labels_of_its_test_split(tmp_path):
+    (tmp_path / "labels").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / f"images/100k/{split}").mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / f"images/100k/{split}/a.png"), picture((40, 60), [("Car", (5, 5, 20, 15))]))
+        box = {"category": "car", "box2d": {"x1": 5, "y1": 5, "x2": 20, "y2": 15}}
+        content = [{"name": "a.png", "labels": [box]}]
+        (tmp_path / f"labels/bdd100k_labels_images_{split}.json").write_text(json.dumps(content))
+    made = module(tmp_path, FolderSplit(), layout="bdd100k", classes=(ClassSpec("car", ()),), ignore=())
+    made.scan()
+    assert {split: len(items) for split, items in made.items.items()} == {"train": 1, "val": 1, "test": 0}
+    assert made.objects("val")[0][1].boxes.tolist() == [[5, 5, 20, 15]]
+
+
 def test_statistics_follow_the_classes_given(root, lists, tmp_path):
     first = module(root, lists, cache_dir=tmp_path / "cache")
     other = module(root, lists, cache_dir=tmp_path / "cache", classes=(ClassSpec("any", ("Car", "Pedestrian")),))
@@ -382,3 +396,12 @@ def test_turned_boxes_are_fitted_to_outlines(coco):
     assert objects.shapes is None
     assert objects.turned is not None
     assert objects.turned[0, 2] * objects.turned[0, 3] == pytest.approx(400, rel=1e-3)
+
+
+def test_batches_move_with_their_targets(root, lists):
+    made = module(root, lists)
+    made.setup()
+    batch = next(iter(made.val_dataloader()))
+    moved = made.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert moved["image"].device.type == moved["target"][0]["boxes"].device.type == "meta"
+    assert moved["item"] == batch["item"]

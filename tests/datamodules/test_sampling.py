@@ -241,7 +241,7 @@ def test_all_objects_are_drawn_equally_often_and_anywhere_in_their_windows():
 
 
 def test_crops_without_objects_are_found_beside_them():
-    """All of the left half is full of objects: no crop shown touches it."""
+    """All of the left is full of objects: no crop touches it, nor, zoomed out, sees any of it."""
     full = np.array([[x, y, x + 9, y + 9] for x in range(0, 100, 10) for y in range(0, 100, 10)], float)
     plan = ObjectPlan([region("a", 100, 400)], [full], size=(64, 64), crop=(32, 32), largest_zoom=1.0,
                       length=200, min_valid=0.0, empty_share=1.0)  # fmt: skip
@@ -249,7 +249,7 @@ def test_crops_without_objects_are_found_beside_them():
         key = SampleKey(0, 0, index)
         item, centre = plan.draw(key, key.rng())
         assert centre is not None
-        assert item.window.col + centre[1] - 16 >= 99
+        assert item.window.col >= 99
 
 
 def test_dense_ground_gives_the_crops_with_the_fewest_objects():
