@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from datamodules.augment import Augment
     from datamodules.batch import IGNORE, Batch, Item, Sample, Window
     from datamodules.camera import CameraFrameDataModule
+    from datamodules.camera_objects import CameraDetectionDataModule
     from datamodules.classes import Classes, ClassSpec
     from datamodules.datamodule import DataModule, SegmentationDataModule
+    from datamodules.detection import DetectionDataModule
     from datamodules.errors import DataError
     from datamodules.geotiff import GeoTiffDataModule
+    from datamodules.geotiff_objects import GeoTiffDetectionDataModule
     from datamodules.labels import VectorOptions
     from datamodules.sampling import SampleKey
     from datamodules.splits import DriveSplit, FolderSplit, ListSplit, PlaceSplit, SceneSplit
@@ -25,14 +28,17 @@ __all__ = [
     "IGNORE",
     "Augment",
     "Batch",
+    "CameraDetectionDataModule",
     "CameraFrameDataModule",
     "ClassSpec",
     "Classes",
     "DataError",
     "DataModule",
+    "DetectionDataModule",
     "DriveSplit",
     "FolderSplit",
     "GeoTiffDataModule",
+    "GeoTiffDetectionDataModule",
     "Item",
     "ListSplit",
     "Normalisation",
@@ -50,10 +56,13 @@ _MODULES = {
     "augment": ("Augment",),
     "batch": ("IGNORE", "Batch", "Item", "Sample", "Window"),
     "camera": ("CameraFrameDataModule",),
+    "camera_objects": ("CameraDetectionDataModule",),
     "classes": ("ClassSpec", "Classes"),
     "datamodule": ("DataModule", "SegmentationDataModule"),
+    "detection": ("DetectionDataModule",),
     "errors": ("DataError",),
     "geotiff": ("GeoTiffDataModule",),
+    "geotiff_objects": ("GeoTiffDetectionDataModule",),
     "labels": ("VectorOptions",),
     "sampling": ("SampleKey",),
     "splits": ("DriveSplit", "FolderSplit", "ListSplit", "PlaceSplit", "SceneSplit"),

@@ -44,6 +44,57 @@ _RESIZABLE = frozenset(map(np.dtype, (np.uint8, np.uint16, np.int16, np.float32)
 
 
 @dataclass(frozen=True)
+class Placement:
+    """A view of a sample: a window of it, zoomed to a crop, which is then turned or flipped."""
+
+    inside: tuple[slice, slice]
+    """Rows and columns of the sample that the view shows."""
+    place: tuple[slice, slice]
+    """Where they lie in the crop; the rest of it is beyond the sample's edges."""
+    crop: tuple[int, int]
+    """(height, width), before it is turned."""
+    element: str
+    """The symmetry, in albumentations' names."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of what comes out."""
+        return (self.crop[1], self.crop[0]) if self.element in _TURNING else self.crop
+
+    @property
+    def frame(self) -> tuple[float, float, float, float]:
+        """x1, y1, x2, y2 in what comes out: the sample lies inside, the rest is beyond its edges."""
+        rows, cols = self.place
+        ends = np.array([[cols.start, rows.start], [cols.stop, rows.stop]], np.float64)
+        turned = _turn(ends, self.crop, self.element)
+        (x1, y1), (x2, y2) = turned.min(axis=0).tolist(), turned.max(axis=0).tolist()
+        return x1, y1, x2, y2
+
+    def pixels(self, image: Pixels, mask: Mask, valid: Valid) -> tuple[Pixels, Mask, Valid]:
+        """image: (H, W, C), any number type, which it keeps; mask: (H, W) class indices; valid: (H, W).
+
+        Beyond the sample's edges the result is invalid, its mask 255. Only valid pixels are blended.
+        """
+        inside, place, crop = self.inside, self.place, self.crop
+        height, width = (part.stop - part.start for part in place)
+        image, mask, valid = resize_sample(image[inside], mask[inside], valid[inside], size=(height, width))
+        image, mask, valid = (
+            _pad(array, place, crop, fill) for array, fill in ((image, 0), (mask, IGNORE), (valid, False))
+        )
+        image, mask, valid = (np.ascontiguousarray(d4(array, self.element)) for array in (image, mask, valid))
+        return image, mask, valid
+
+    def points(self, points: NDArray[Any]) -> NDArray[np.float64]:
+        """(N, 2) x, y of the sample, (0, 0) the upper left corner of its first pixel, to x, y of the view."""
+        moved = np.empty((len(points), 2))
+        for column, axis in ((0, 1), (1, 0)):
+            source, target = self.inside[axis], self.place[axis]
+            zoom = (target.stop - target.start) / (source.stop - source.start)
+            moved[:, column] = target.start + (points[:, column] - source.start) * zoom
+        return _turn(moved, self.crop, self.element)
+
+
+@dataclass(frozen=True)
 class Augment:
     """Random geometry and photometry of a training sample; all randomness comes from the generator given."""
 
@@ -95,22 +146,30 @@ class Augment:
         centre: (row, column) on which the window is centred as far as the edges allow; None: anywhere.
         Beyond the sample's edges the result is invalid, its mask 255. Only valid pixels are blended.
         """
+        placement = self.draw(valid.shape, rng=rng, centre=centre)
+        return self.occlude(*placement.pixels(image, mask, valid), rng=rng)
+
+    def draw(
+        self, shape: tuple[int, ...], *, rng: np.random.Generator, centre: tuple[int, int] | None = None
+    ) -> Placement:
+        """A random zoomed, turned and flipped window of a sample of this shape (H, W), `crop` large.
+
+        centre: (row, column) on which the window is centred as far as the edges allow; None: anywhere.
+        """
         element = PIPELINES[self.pipeline][rng.integers(len(PIPELINES[self.pipeline]))]
-        height, width = self.crop or mask.shape
+        height, width = self.crop or shape
         crop = (width, height) if element in _TURNING else (height, width)
         zoom = float(np.exp(rng.uniform(*np.log(self.scale))))
         size = (max(1, round(crop[0] / zoom)), max(1, round(crop[1] / zoom)))
-        corner = _draw_corner(valid.shape, size, centre, rng)
-        inside, place = _place(valid.shape, corner, size, crop)
-        height, width = (part.stop - part.start for part in place)
-        image, mask, valid = resize_sample(image[inside], mask[inside], valid[inside], size=(height, width))
-        image, mask, valid = (
-            _pad(array, place, crop, fill) for array, fill in ((image, 0), (mask, IGNORE), (valid, False))
-        )
-        image, mask, valid = (np.ascontiguousarray(d4(array, element)) for array in (image, mask, valid))
-        if rng.random() < self.erase:
-            return _erase(image, mask, valid, rng)
-        return image, mask, valid
+        corner = _draw_corner(shape, size, centre, rng)
+        inside, place = _place(shape, corner, size, crop)
+        return Placement(inside, place, crop, element)
+
+    def occlude(
+        self, image: Pixels, mask: Mask, valid: Valid, *, rng: np.random.Generator
+    ) -> tuple[Pixels, Mask, Valid]:
+        """With the probability `erase`, the sample with a rectangle of it invalid, its labels 'ignore'."""
+        return _erase(image, mask, valid, rng) if rng.random() < self.erase else (image, mask, valid)
 
     def photometry(
         self, image: NDArray[np.float32], valid: Valid, *, rng: np.random.Generator
@@ -184,6 +243,17 @@ def _resize(image: Pixels, size: tuple[int, int], method: int) -> Pixels:
     """Any number of bands: OpenCV averages four at most, so albumentations hands them over in fours."""
     resized = resize_bands(image, size, method)
     return resized.reshape(*size, image.shape[2])
+
+
+def _turn(points: NDArray[np.float64], crop: tuple[int, int], element: str) -> NDArray[np.float64]:
+    """(N, 2) x, y in a crop (H, W), as albumentations' d4 turns or flips its pixels."""
+    x, y = points.T
+    left, up = crop[1] - x, crop[0] - y
+    turned = {
+        "e": (x, y), "r90": (y, left), "r180": (left, up), "r270": (up, x),
+        "h": (left, y), "v": (x, up), "t": (y, x), "hvt": (up, left),
+    }  # fmt: skip
+    return np.stack(turned[element], axis=1)
 
 
 def _draw_corner(

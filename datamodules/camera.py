@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,31 +16,15 @@ from datamodules.batch import Item, Sample, Window
 from datamodules.classes import Classes, ClassSpec, Legend, Value
 from datamodules.datamodule import SegmentationDataModule
 from datamodules.datasets import EvaluationDataset
+from datamodules.drives import DriveModule, FrameCheck, nearest
 from datamodules.errors import DataError
 from datamodules.frames import FrameReader
 from datamodules.layouts import Listing, bdd100k, camvid, cityscapes, kitti, pairs
 from datamodules.sampling import Region
-from datamodules.splits import (
-    DriveSplit,
-    FolderSplit,
-    ListSplit,
-    PlaceSplit,
-    SceneSplit,
-    Split,
-    Splits,
-    group_by_drive,
-    split_by_drive,
-    split_by_folder,
-    split_by_list,
-    split_by_scene,
-)
-from datamodules.statistics import cached, fingerprint
+from datamodules.splits import FolderSplit, Split
 
 LayoutName = Literal["pairs", "camvid", "cityscapes", "bdd100k", "kitti"]
 LabelForm = Literal["index", "colour", "polygons"]
-
-SHOWN = 5
-"""Files at most that one message names."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +86,7 @@ def _choose_layout(name: str, images: str | None, labels: str | None) -> Layout:
         legends = {form: Legend(()) for form in pairs.LABEL_FORMS}
         return Layout(_ScanPairs(images, labels), legends, None, has_folders="{split}" in images)
     if name not in LAYOUTS:
-        raise DataError(f"no layout '{name}': there are pairs, {', '.join(LAYOUTS)}{_nearest(name, LAYOUTS)}")
+        raise DataError(f"no layout '{name}': there are pairs, {', '.join(LAYOUTS)}{nearest(name, LAYOUTS)}")
     if images is not None or labels is not None:
         raise DataError(
             f"layout '{name}' knows its own folders: `images` and `labels` are for the layout 'pairs'"
@@ -133,23 +112,10 @@ def _make_classes(
     return Classes(legend.classes if specs is None else specs, ignore=ignore, legend=legend)
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    found = get_close_matches(name, names, n=1)
-    return f"; did you mean '{found[0]}'?" if found else ""
-
-
-@dataclass(frozen=True)
-class FrameCheck:
-    """What a look into a frame and its mask found."""
-
-    height: int
-    width: int
-    dtype: str
-    problem: str | None
-
-
-class CameraFrameDataModule(SegmentationDataModule):
+class CameraFrameDataModule(DriveModule, SegmentationDataModule):
     """Frames and masks below `root`: whole frames for evaluation, augmented crops for training."""
+
+    label_word = "mask"
 
     def __init__(
         self,
@@ -208,6 +174,8 @@ class CameraFrameDataModule(SegmentationDataModule):
             given = "'#rrggbb' colours" if self.classes.are_colours else "pixel values"
             raise DataError(f"label_form is '{self.label_form}', but the classes are given as {given}")
         self.bands = ("red", "green", "blue")
+        self.has_folders = self.layout.has_folders
+        self.own_pattern = self.layout.drive_pattern
         self.split = split
         self.size = size
         self.crop = crop
@@ -217,18 +185,11 @@ class CameraFrameDataModule(SegmentationDataModule):
         """Finds, pairs and splits the frames, and looks into each once (what it finds there is cached)."""
         self.notes, self.unmatched = [], []
         splits = self._split()
-        checks = self._check_frames([item for items in splits.values() for item in items])
+        frames = [item for items in splits.values() for item in items]
+        checks = self._check_frames(frames, FrameReader(self.classes, None))
         problems = {path: check.problem for path, check in checks.items() if check.problem is not None}
         problems |= self._settle_size({path: check for path, check in checks.items() if path not in problems})
-        if problems and self.on_error == "stop":
-            count = f"{len(problems)} of {len(checks)}"
-            raise DataError(f"{self.root}: {count} frames can't be used:{_lines(problems.values())}")
-        self.skipped = list(problems.items())
-        self.items = {
-            name: [item for item in items if item.image not in problems] for name, items in splits.items()
-        }
-        if not self.items["train"]:
-            raise DataError(f"{self.root}: no training frame can be used{_lines(problems.values())}")
+        self._take_usable(splits, problems)
         self.samples_per_epoch = len(self.items["train"])
         self._check_crop()
 
@@ -244,6 +205,9 @@ class CameraFrameDataModule(SegmentationDataModule):
 
     # ---------------------------------------------------------------- for the base
 
+    def _listing(self, folder: str | None) -> Listing:
+        return self.layout.scan(self.root, folder, self.label_form)
+
     def _reader(self) -> FrameReader:
         return FrameReader(self.classes, self.size)
 
@@ -256,97 +220,6 @@ class CameraFrameDataModule(SegmentationDataModule):
         return {"size": self.size, "label_form": self.label_form}
 
     # ---------------------------------------------------------------- inside
-
-    def _split(self) -> Splits:
-        split = self.split
-        if isinstance(split, PlaceSplit):
-            raise DataError(
-                "split by place needs georeferenced scenes; camera frames: folder, list, scene, drive"
-            )
-        if isinstance(split, FolderSplit):
-            folders = self._scan_folders(split)
-            return split_by_folder(folders, val_fraction=split.val_fraction, seed=self.seed)
-        items = self._accept(self.layout.scan(self.root, None, self.label_form))
-        if isinstance(split, ListSplit):
-            return split_by_list(items, root=self.root, train=split.train, val=split.val, test=split.test)
-        shares = {"val": split.val, "test": split.test}
-        if isinstance(split, SceneSplit):
-            frames = [replace(item, group=item.id) for item in items]
-            drawn = split_by_scene(frames, **shares, seed=split.seed)
-            return {name: self._group(drawn[name]) for name in drawn}
-        return split_by_drive(items, pattern=self._split_pattern(split), **shares, seed=split.seed)
-
-    def _split_pattern(self, split: DriveSplit) -> str:
-        """The module's drive pattern, unless the split has one of its own."""
-        if self.drive_pattern is None:
-            return split.pattern
-        if split.pattern not in (DriveSplit.pattern, self.drive_pattern):
-            raise DataError(
-                f"two patterns for drives: {self.drive_pattern!r} and the split's {split.pattern!r}"
-            )
-        return self.drive_pattern
-
-    def _scan_folders(self, split: FolderSplit) -> Splits:
-        if not self.layout.has_folders:
-            raise DataError(
-                f"{self.root}: this layout has no split folders ('pairs': no {{split}} in `images`); "
-                "split by scene, list or drive"
-            )
-        folders = {"train": split.train, "val": split.val, "test": split.test}
-        found: Splits = {}
-        for name, folder in folders.items():
-            if folder is None:
-                continue
-            listing = self.layout.scan(self.root, folder, self.label_form)
-            if listing.items or listing.unmatched:
-                found[name] = self._accept(listing)
-            else:
-                self._miss_folder(name, folder)
-        return found
-
-    def _miss_folder(self, name: str, folder: str) -> None:
-        """A split's folder has no images: a note if it bears the usual name, an error if it was chosen."""
-        if name != "train" and folder == getattr(FolderSplit, name):
-            self.notes.append(f"there is no folder '{folder}' with images: the {name} split is empty")
-            return
-        everything = self.layout.scan(self.root, None, self.label_form)
-        parts = sorted({part for item in everything.items for part in Path(item.id).parent.parts})
-        raise DataError(
-            f"{self.root}: the {name} split's folder '{folder}' has no images; "
-            f"folders with frames: {', '.join(parts) or 'none'}{_nearest(folder, parts)}"
-        )
-
-    def _accept(self, listing: Listing) -> list[Item]:
-        """The items of a listing, grouped by drive; files without a partner stop or are noted."""
-        if not listing.items and not listing.unmatched:
-            raise DataError(f"{self.root}: no images found")
-        if listing.unmatched and self.on_error == "stop":
-            raise DataError(_describe_unmatched(self.root, listing))
-        self.unmatched += [path for path in listing.unmatched if path not in self.unmatched]
-        return self._group(listing.items)
-
-    def _group(self, items: Sequence[Item]) -> list[Item]:
-        pattern = self.drive_pattern or self.layout.drive_pattern
-        return list(items) if pattern is None else group_by_drive(items, pattern=pattern)
-
-    def _check_frames(self, items: Sequence[Item]) -> dict[str, FrameCheck]:
-        """Looks into every frame and mask; by item id. Done again only when files or classes change."""
-        key = fingerprint(
-            items, root=self.root, facts={"classes": self.classes.specs, "ignore": self.classes.ignore}
-        )
-        reader = FrameReader(self.classes, None)
-
-        def build() -> list[FrameCheck]:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                return list(pool.map(partial(_check, reader), items))
-
-        checks = cached(
-            self._cache_path(f"frames-{key[:16]}.json"),
-            build,
-            load=lambda file: [FrameCheck(**row) for row in json.load(file)],
-            save=lambda value, file: file.write(json.dumps([vars(check) for check in value]).encode()),
-        )
-        return {item.image: check for item, check in zip(items, checks, strict=True)}
 
     def _settle_size(self, checks: Mapping[str, FrameCheck]) -> dict[str, str]:
         """Sets what follows from the frames' size and number type; names the frames that differ."""
@@ -392,26 +265,3 @@ class CameraFrameDataModule(SegmentationDataModule):
             )
 
 
-def _check(reader: FrameReader, item: Item) -> FrameCheck:
-    try:
-        raw = reader.read(item)
-    except DataError as error:
-        return FrameCheck(0, 0, "", str(error))
-    height, width = raw.mask.shape
-    return FrameCheck(height, width, str(raw.values.dtype), None)
-
-
-def _describe_unmatched(root: Path, listing: Listing) -> str:
-    images, masks = listing.images_without_label, listing.labels_without_image
-    text = f"{root}: {len(images)} images have no mask, {len(masks)} masks have no image"
-    text += f"; {len(listing.items)} pairs have the same name.{_lines(images)}{_lines(masks)}\n"
-    if not listing.items and not masks:
-        return text + "If this split has no masks, set its folder to null"
-    return text + "on_error: skip leaves them out"
-
-
-def _lines(texts: Iterable[str]) -> str:
-    """The first few texts, each on a line of its own."""
-    every = list(texts)
-    shown = [f"\n  {text}" for text in every[:SHOWN]]
-    return "".join(shown) + (f"\n  and {len(every) - SHOWN} more" if len(every) > SHOWN else "")

@@ -92,10 +92,12 @@ class Classes:
         *,
         ignore: Sequence[Value] = (),
         legend: Legend | None = None,
+        fewest: int = 2,
     ) -> None:
-        """`legend`: resolves class names, and adds its ignored values where no class claims them."""
+        """`legend`: resolves class names, and adds its ignored values where no class claims them.
+        fewest: classes that a task needs: a detector has its background beside them."""
         names = {} if legend is None else legend.names
-        _check_names([spec.name for spec in specs])
+        _check_names([spec.name for spec in specs], fewest)
         resolved = [
             replace(spec, values=tuple(_resolve(value, names, spec.name) for value in spec.values))
             for spec in specs
@@ -186,11 +188,11 @@ class Classes:
         return f"{number} '{self._meanings[number]}'" if number in self._meanings else f"{number}"
 
 
-def _check_names(names: list[str]) -> None:
-    if not 2 <= len(names) < _UNKNOWN:
-        raise DataError(
-            f"{len(names)} classes; segmentation needs 2 to {_UNKNOWN - 1}, the background included"
-        )
+def _check_names(names: list[str], fewest: int) -> None:
+    if not fewest <= len(names) < _UNKNOWN:
+        task = "segmentation needs" if fewest > 1 else "allowed:"
+        more = ", the background included" if fewest > 1 else ""
+        raise DataError(f"{len(names)} classes; {task} {fewest} to {_UNKNOWN - 1}{more}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"class name '{twice[0]}' is given twice")

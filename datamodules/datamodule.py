@@ -29,6 +29,7 @@ from datamodules.sampling import (
     WindowPlan,
     find_classes,
     near_labels,
+    samples_to_cover,
 )
 from datamodules.splits import Splits, group_samples, shared_groups
 from datamodules.statistics import (
@@ -404,7 +405,7 @@ class SegmentationDataModule(DataModule):
         plan = WindowPlan(
             regions,
             size=self.augment.reach,
-            length=self.samples_per_epoch or self._samples_to_cover(regions),
+            length=self.samples_per_epoch or samples_to_cover(regions, self.chip),
             min_valid=self.min_valid,
             positions=positions,
             rare_share=self.rare_class_crops,
@@ -412,11 +413,6 @@ class SegmentationDataModule(DataModule):
         return TrainingDataset(
             plan=plan, reader=self._reader(), augment=self.augment, normalisation=self.normalisation
         )
-
-    def _samples_to_cover(self, regions: Sequence[Region]) -> int:
-        """Samples that cover the valid ground once, at zoom 1, and every region once."""
-        area = sum(region.area for region in regions)
-        return max(len(regions), int(np.ceil(area / (self.chip[0] * self.chip[1]))))
 
     def _collect(self, key: str) -> Statistics:
         windows = [item for region in self._training_regions() for item in self._windows(region)]

@@ -111,5 +111,42 @@ class FrameReader:
         return self.classes.lookup(read_codes(item.label), source=item.label)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How large frames of any size become, in their own proportions."""
+
+    size: tuple[int, int] | None
+    """(height, width) inside which they fit..."""
+    longest: int | None
+    """...or the length of their longer side; both None: they stay as they are."""
+
+    def __call__(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(height, width) -> (height, width)."""
+        height, width = shape
+        if self.size is not None:
+            share = min(self.size[0] / height, self.size[1] / width)
+        else:
+            share = 1.0 if self.longest is None else self.longest / max(height, width)
+        return max(1, round(height * share)), max(1, round(width * share))
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """Reads frames that have no mask; see `datamodules.datasets.Reader`."""
+
+    fit: Fit
+
+    def read(self, item: Item) -> RawSample:
+        """The whole frame, resized."""
+        image, valid = read_image(item.image)
+        mask = np.full(valid.shape, IGNORE, np.uint8)
+        image, mask, valid = resize_sample(image, mask, valid, size=self.fit(valid.shape))
+        return RawSample(values=image.transpose(2, 0, 1), valid=valid, mask=mask)
+
+    def read_mask(self, item: Item) -> NDArray[np.uint8]:
+        """(H, W), all 255."""
+        return self.read(item).mask
+
+
 def _show(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} x {shape[1]}"

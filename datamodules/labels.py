@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 VECTOR_SUFFIXES = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".parquet")
 """Files that hold shapes, not pixels."""
+
+OVERLAPPING = "lie under a later one of another class, which is drawn over them"
+"""A fault of shapes in a mask; objects may overlap."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,23 @@ class VectorLabels:
 def is_vector(path: str) -> bool:
     """Whether a path (or its template) is that of a vector file."""
     return Path(path).suffix.lower() in VECTOR_SUFFIXES
+
+
+def states_beside(paths: Iterable[str]) -> list[tuple[int, int]]:
+    """Size and time of the files beside shapefiles, which hold column and CRS."""
+    suffixes = (".dbf", ".prj", ".cpg")
+    beside = [Path(path).with_suffix(suffix) for path in sorted(paths) for suffix in suffixes]
+    return [(path.stat().st_size, path.stat().st_mtime_ns) for path in beside if path.is_file()]
+
+
+def describe_faults(faults: Mapping[str, Counter[str]], *, leave_out: Sequence[str] = ()) -> list[str]:
+    """faults: how many shapes what is true of, by vector file; a line for each."""
+    lines = []
+    for text in dict.fromkeys(text for each in faults.values() for text in each if text not in leave_out):
+        counts = {path: each[text] for path, each in faults.items() if each[text]}
+        where = next(iter(counts)) if len(counts) == 1 else f"{len(counts)} vector files"
+        lines.append(f"{sum(counts.values())} shapes in {where} {text}")
+    return lines
 
 
 def open_vectors(options: VectorOptions, specs: Sequence[ClassSpec], ignore: Sequence[Value]) -> VectorFiles:

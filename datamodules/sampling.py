@@ -14,6 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.batch import IGNORE, Item, Window
 from datamodules.statistics import load_arrays
+from datamodules.views import frame_of, meeting
 
 if TYPE_CHECKING:
     from datamodules.datasets import Reader
@@ -209,9 +210,7 @@ class WindowPlan:
                 window = self._enough_valid(region, rng)
             else:
                 window, centre = self._near_label(region, region.labelled, rng)
-        name = f"{region.item.id}@{window.row},{window.col}"
-        labelled = None if region.ground is None else region.window
-        return replace(region.item, id=name, window=window, labelled=labelled), centre
+        return _item(region, window), centre
 
     def slots(self, seed: int, epoch: int) -> np.ndarray:
         """(length,) region index of every sample of the epoch."""
@@ -264,6 +263,88 @@ class WindowPlan:
         top, height = _centred_span(ground.row, ground.height, self.size[0], row)
         left, width = _centred_span(ground.col, ground.width, self.size[1], col)
         return Window(top, left, height, width)
+
+
+class ObjectPlan(WindowPlan):
+    """Draws training windows for detection: most around an object, the others on ground without any.
+
+    An object lies anywhere in its window, wholly if it is small enough. All objects are drawn equally often.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Region],
+        boxes: Sequence[np.ndarray],
+        *,
+        size: tuple[int, int],
+        crop: tuple[int, int],
+        largest_zoom: float,
+        length: int,
+        min_valid: float,
+        empty_share: float,
+    ) -> None:
+        """boxes: (N, 4) float x1, y1, x2, y2 of each region's objects, in pixels of the scene.
+        size: (H, W) of a window; crop: of what a sample shows of it at zoom 1.
+        empty_share: share of samples without an object, as far as there is such ground: of a few crops
+        drawn the one with the fewest."""
+        super().__init__(regions, size=size, length=length, min_valid=min_valid)
+        self.boxes = [each.reshape(-1, 4) for each in boxes]
+        self.owner = np.repeat(np.arange(len(boxes)), [len(each) for each in self.boxes])
+        self.all_boxes = np.concatenate([*self.boxes, np.empty((0, 4))])
+        self.crop = crop
+        self.largest_zoom = largest_zoom
+        self.empty_share = empty_share
+
+    def draw(self, key: SampleKey, rng: np.random.Generator) -> tuple[Item, tuple[int, int] | None]:
+        """See `WindowPlan.draw`."""
+        if len(self.all_boxes) and rng.random() >= self.empty_share:
+            chosen = int(rng.integers(len(self.all_boxes)))
+            region = self.regions[self.owner[chosen]]
+            left, top, right, bottom = self.all_boxes[chosen].tolist()
+            row = _near_middle(top, bottom, int(self.crop[0] / self.largest_zoom), rng)
+            col = _near_middle(left, right, int(self.crop[1] / self.largest_zoom), rng)
+            window = self._around(region, row, col)
+            return _item(region, window), (row - window.row, col - window.col)
+        return self._emptiest(int(self.slots(key.seed, key.epoch)[key.index]), rng)
+
+    def _emptiest(self, index: int, rng: np.random.Generator) -> tuple[Item, tuple[int, int]]:
+        """Of TRIES random crops of a region the first without an object even when zoomed out, else the one
+        with the fewest."""
+        region, found, fewest = self.regions[index], None, (len(self.all_boxes) + 1, 0)
+        for _ in range(TRIES):
+            window = self._enough_valid(region, rng)
+            row, height = _random_span(window.row, window.height, self.crop[0], rng)
+            col, width = _random_span(window.col, window.width, self.crop[1], rng)
+            middle = row + height // 2, col + width // 2
+            around = self._around(region, *middle)
+            shown = (Window(row, col, height, width), around)
+            crop, wide = (int(meeting(self.boxes[index], frame_of(each)).sum()) for each in shown)
+            if (crop, wide) < fewest:
+                found = _item(region, around), (middle[0] - around.row, middle[1] - around.col)
+                fewest = crop, wide
+            if wide == 0:
+                break
+        assert found is not None
+        return found
+
+
+def samples_to_cover(regions: Sequence[Region], chip: tuple[int, int]) -> int:
+    """Samples that cover the valid ground once, at zoom 1, and every region once."""
+    area = sum(region.area for region in regions)
+    return max(len(regions), int(np.ceil(area / (chip[0] * chip[1]))))
+
+
+def _item(region: Region, window: Window) -> Item:
+    """The region's item with a window."""
+    labelled = None if region.ground is None else region.window
+    name = f"{region.item.id}@{window.row},{window.col}"
+    return replace(region.item, id=name, window=window, labelled=labelled)
+
+
+def _near_middle(low: float, high: float, size: int, rng: np.random.Generator) -> int:
+    """A position on which a span of `size` is centred so that it still holds all of low..high."""
+    slack = max(0, int((size - (high - low)) / 2) - 1)
+    return int((low + high) / 2) + int(rng.integers(-slack, slack + 1))
 
 
 def _valid_pixel(region: Region, rng: np.random.Generator) -> tuple[int, int]:

@@ -29,7 +29,8 @@ from rasterio.warp import transform_bounds
 from datamodules.batch import IGNORE, Window
 from datamodules.classes import Value
 from datamodules.errors import DataError
-from datamodules.labels import VectorOptions
+from datamodules.labels import OVERLAPPING, VectorOptions
+from datamodules.objects import Objects
 from datamodules.raster import Grid
 
 SIDE = 256
@@ -217,7 +218,7 @@ def read_shapes(
             "have no class and are left out": int(classless.sum()),
             "have no geometry and are left out": int((hollow & ~classless).sum()),
             "were invalid and have been repaired": int((repaired & keep).sum()),
-            "lie under a later one of another class, which is drawn over them": _overlaps(geometries, codes),
+            OVERLAPPING: _overlaps(geometries, codes),
             "span more than 180 degrees of longitude: if they are meant to cross the date line, "
             "cut them there (RFC 7946, 3.1.9)": _wide(geometries, crs),
             "have no CRS and are taken to be in their scene's": 0 if crs else len(geometries),
@@ -232,6 +233,8 @@ def _read_ogr(path: str, options: VectorOptions) -> _Table:
     try:
         layer = _choose_layer(path, [str(name) for name, _ in pyogrio.list_layers(path)], options.layer)
         info = pyogrio.read_info(path, layer=layer, force_feature_count=True)
+        if not info["features"]:  # a GeoJSON file has columns only where it has features
+            return _Table(info["crs"], *(np.empty(0, kind) for kind in (np.int64, object, object)))
         _check_column(path, options.column, info["fields"].tolist())
         meta, fids, wkb, (values,) = pyogrio.raw.read(
             path, layer=layer, columns=[options.column], return_fids=True, force_2d=True
@@ -323,7 +326,13 @@ def _codes(
 
 
 def _plain(value: object) -> object:
-    """A column's value as a class names it: whole numbers as int (columns with gaps hold floats), gaps as None."""
+    """A column's value as a class names it: whole numbers as int (columns with gaps hold floats), gaps as None.
+
+    A list, as annotation tools write it, is its one entry; one of several entries is no class.
+    """
+    if isinstance(value, list | np.ndarray):
+        entries = [_plain(each) for each in value]
+        return tuple(entries) if len(entries) > 1 else next(iter(entries), None)
     if isinstance(value, float):
         return int(value) if value.is_integer() else None if np.isnan(value) else value
     return int(value) if isinstance(value, bool) else value
@@ -415,6 +424,24 @@ def draw(shapes: Shapes, grid: Grid, *, options: VectorOptions, names: Sequence[
         size=(grid.height, grid.width),
         fill=fill,
         all_touched=options.all_touched,
+    )
+
+
+def to_objects(drawing: Drawing) -> Objects:
+    """A scene's shapes as objects with outlines, in its pixels; a shape of several parts is one object."""
+    parts, owner = shapely.get_parts(drawing.geometries, return_index=True)
+    rings, ring_owner = shapely.get_rings(parts, return_index=True)
+    points, point_owner = shapely.get_coordinates(rings, return_index=True)
+    edges = np.searchsorted(point_owner, np.arange(len(rings) + 1))
+    shapes: list[list[np.ndarray]] = [[] for _ in drawing.geometries]
+    for i, index in enumerate(owner[ring_owner].tolist()):
+        shapes[index].append(points[edges[i] : edges[i + 1] - 1].astype(np.float32))  # the last is the first
+    ignored = drawing.codes == IGNORE
+    return Objects(
+        boxes=shapely.bounds(drawing.geometries).reshape(-1, 4).astype(np.float32),
+        labels=np.where(ignored, 0, drawing.codes).astype(np.int64),
+        ignored=ignored,
+        shapes=tuple(map(tuple, shapes)),
     )
 
 

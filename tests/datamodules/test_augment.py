@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from albumentations import D4, HorizontalFlip
 
-from datamodules.augment import PIPELINES, Augment, resize_sample
+from datamodules.augment import PIPELINES, Augment, Placement, resize_sample
 from datamodules.errors import DataError
 
 DTYPES = (np.uint8, np.uint16, np.int16, np.int32, np.uint32, np.float32, np.float64)
@@ -227,3 +228,47 @@ def test_wrong_options_are_named():
         augment(scale=(2.0, 1.0))
     with pytest.raises(DataError, match="photometric"):
         augment(photometric=1.5)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "scale", "erase", "crop", "expected"),
+    [
+        ("nadir", (1.0, 1.0), 0.5, (7, 9), 642291246),
+        ("driving", (0.5, 2.0), 0.3, (12, 8), 4099234067),
+        ("nadir", (0.7, 1.5), 0.0, None, 3915023208),
+    ],
+)
+def test_a_training_is_repeated_bit_for_bit_by_later_releases(pipeline, scale, erase, crop, expected):
+    """Checksums from before the drawn view became an object of its own; the next random numbers, too."""
+    data = np.random.default_rng(100)
+    mask, valid = data.integers(0, 5, (13, 17)).astype(np.uint8), data.random((13, 17)) > 0.1
+    image = np.repeat(mask[..., None], 2, 2).astype(np.uint16) * 100
+    made = Augment(pipeline, crop=crop, scale=scale, erase=erase)
+    found = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        out, labels, seen = made.geometry(image, mask, valid, rng=rng, centre=(5, 6) if seed % 2 else None)
+        found = zlib.crc32(labels.tobytes() + seen.tobytes() + np.array(labels.shape).tobytes(), found)
+        if scale == (1.0, 1.0):  # interpolated pixels may differ between builds of OpenCV
+            found = zlib.crc32(out.tobytes(), found)
+        found = zlib.crc32(rng.random(2).tobytes(), found)
+    assert found == expected
+
+
+@pytest.mark.parametrize("element", ["e", "r90", "r180", "r270", "v", "hvt", "h", "t"])
+@pytest.mark.parametrize("zoom", [1, 2])
+def test_points_go_where_the_pixels_go(element, zoom):
+    """A pixel marked in the sample, and its centre: partly beyond the edge, zoomed, turned."""
+    placement = Placement(
+        (slice(1, 5), slice(2, 7)), (slice(2, 2 + 4 * zoom), slice(0, 5 * zoom)), (12, 16), element
+    )
+    for row, col in ((1, 2), (4, 6), (2, 5)):
+        mask = np.zeros((6, 9), np.uint8)
+        mask[row, col] = 1
+        _, found, valid = placement.pixels(mask[..., None], mask, np.ones((6, 9), bool))
+        assert found.shape == placement.size
+        rows, cols = np.nonzero(found == 1)
+        corners = placement.points(np.array([[col, row], [col + 1, row + 1]]))
+        assert np.sort(corners[:, 0]).tolist() == [cols.min(), cols.max() + 1]
+        assert np.sort(corners[:, 1]).tolist() == [rows.min(), rows.max() + 1]
+        assert valid.sum() == 20 * zoom**2

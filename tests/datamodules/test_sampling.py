@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datamodules.augment import Augment
 from datamodules.batch import Item, Window
 from datamodules.sampling import (
     CELL,
     ClassPositions,
     EpochSampler,
+    ObjectPlan,
     Region,
     SampleKey,
     WindowPlan,
@@ -204,3 +206,65 @@ def test_training_windows_of_dense_labels_are_the_ones_they_were():
     plan = WindowPlan([region("a", 90, 70), region("b", 50, 80)], size=(32, 24), length=4)
     windows = [(item.image, item.window.row, item.window.col) for item in draws(plan, epoch=2, seed=5)]
     assert windows == [("a", 46, 11), ("a", 39, 37), ("a", 52, 30), ("b", 9, 43)]
+
+
+@pytest.mark.parametrize("zoom", [(1.0, 1.0), (0.5, 2.0)])
+def test_the_drawn_object_is_wholly_in_every_crop(zoom):
+    item = Item("a", "a", "a", window=Window(0, 0, 200, 300))
+    augment = Augment("nadir", crop=(64, 64), scale=zoom)
+    box = np.array([[141.3, 80.2, 163.9, 101.7]])
+    plan = ObjectPlan([Region(item, item.window, 6e4)], [box], size=augment.reach, crop=(64, 64),
+                      largest_zoom=zoom[1], length=9, min_valid=0.0, empty_share=0.0)  # fmt: skip
+    corners = set()
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        drawn, centre = plan.draw(SampleKey(0, 0, 0), rng)
+        window = drawn.window
+        view = augment.draw((window.height, window.width), rng=rng, centre=centre)
+        found = view.points(box.reshape(2, 2) - (window.col, window.row))
+        assert found.min() >= -1e-6
+        assert found.max() <= 64 + 1e-6
+        corners.add((window.row, window.col))
+    assert len(corners) > 50
+
+
+def test_all_objects_are_drawn_equally_often_and_anywhere_in_their_windows():
+    """Two regions of ten and of one object: each object has an eleventh of the windows."""
+    ten = np.array([[x, 40, x + 6, 46] for x in range(20, 320, 30)], float)
+    one = np.array([[50.0, 50, 60, 60]])
+    plan = ObjectPlan([region("a", 100, 400), region("b", 400, 400)], [ten, one], size=(48, 48), crop=(48, 48),
+                      largest_zoom=1.0, length=2200, min_valid=0.0, empty_share=0.0)  # fmt: skip
+    items = draws(plan)
+    assert sum(item.group == "b" for item in items) == pytest.approx(200, abs=50)
+    rows = {item.window.row for item in items if item.group == "b"}
+    assert min(rows) < 20 < 40 < max(rows) <= 50
+
+
+def test_crops_without_objects_are_found_beside_them():
+    """All of the left is full of objects: no crop touches it, nor, zoomed out, sees any of it."""
+    full = np.array([[x, y, x + 9, y + 9] for x in range(0, 100, 10) for y in range(0, 100, 10)], float)
+    plan = ObjectPlan([region("a", 100, 400)], [full], size=(64, 64), crop=(32, 32), largest_zoom=1.0,
+                      length=200, min_valid=0.0, empty_share=1.0)  # fmt: skip
+    for index in range(200):
+        key = SampleKey(0, 0, index)
+        item, centre = plan.draw(key, key.rng())
+        assert centre is not None
+        assert item.window.col >= 99
+
+
+def test_dense_ground_gives_the_crops_with_the_fewest_objects():
+    """No crop is empty: those drawn have fewer objects than random ones."""
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 190, (200, 2)) ** 2 / 190
+    boxes = np.concatenate([corners, corners + 10], axis=1)
+    counts = {}
+    for share in (0.0, 1.0):
+        plan = ObjectPlan([region("a", 200, 200)], [boxes], size=(60, 60), crop=(60, 60), largest_zoom=1.0,
+                          length=100, min_valid=0.0, empty_share=share)  # fmt: skip
+        windows = [item.window for item in draws(plan)]
+        inside = [
+            (boxes[:, 0] < w.col + 60) & (boxes[:, 2] > w.col) & (boxes[:, 1] < w.row + 60) & (boxes[:, 3] > w.row)
+            for w in windows
+        ]
+        counts[share] = np.mean([each.sum() for each in inside])
+    assert counts[1.0] < counts[0.0] / 3

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from datamodules import GeoTiffDataModule, Normalisation
 from datamodules.batch import Batch, Item, Window
 from datamodules.datasets import EvaluationDataset
-from datamodules.geotiff import SceneReader
+from datamodules.scenes import SceneReader
 from visionsft.models.inference import compute_logits
 from visionsft.models.views import average_views
 

@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 from datamodules import DataError, SegmentationDataModule
 from datamodules.batch import IGNORE, Batch, Item, Sample
 from datamodules.datasets import EvaluationDataset
-from datamodules.geotiff import SceneReader
+from datamodules.scenes import SceneReader
 from datamodules.statistics import fingerprint
 from visionsft.errors import nearest
 from visionsft.evaluation.answers import answers, infer

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from datamodules import Normalisation
 from datamodules.batch import IGNORE, Window
-from datamodules.geotiff import Scene
 from datamodules.raster import Grid as Ground
 from datamodules.raster import Pool, read_resampled, read_window
+from datamodules.scenes import Scene
 from visionsft.evaluation.metrics import predict_classes
 from visionsft.prediction.blending import Blender, Grid
 
