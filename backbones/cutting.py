@@ -53,13 +53,13 @@ class Cut:
             if call in self.stored:
                 found[call] = output.clone()  # what follows may change it in place
                 if len(found) == len(self.stored):
-                    raise _Complete
+                    raise _CompleteError
             return output
 
         try:
             with _answering(self._modules, record):
                 self.backbone(image)
-        except _Complete:
+        except _CompleteError:
             pass
         return [found[call] for call in self.stored]
 
@@ -127,7 +127,7 @@ def cut_backbone(backbone: Backbone, *, size: tuple[int, int]) -> Cut:
     return cut
 
 
-class _Complete(Exception):
+class _CompleteError(Exception):
     """Everything that the suffix needs is there."""
 
 

@@ -15,16 +15,18 @@ from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
 import datamodules
-from backbones import Backbone, accelerate_depthwise, create_backbone
+from backbones import Backbone, BackboneError, accelerate_depthwise, create_backbone, cut_backbone
 from datamodules import Augment, CameraFrameDataModule, ClassSpec, GeoTiffDataModule, SegmentationDataModule
 from datamodules.classes import parse_colour
 from visionsft import config as settings
 from visionsft.config import Config
-from visionsft.errors import ConfigError, nearest
+from visionsft.errors import ConfigError, WriteError, nearest
+from visionsft.files import free_bytes
 from visionsft.models import SegmentationModel, create_model
 from visionsft.models.losses import SegmentationLoss, build_loss
 from visionsft.training.callbacks import AtomicCheckpointIO, Checkpoints, MetricsTable, MovingAverage
-from visionsft.training.precision import Precision, resolve
+from visionsft.training.features import CachedData, CacheError, cache_features
+from visionsft.training.precision import DTYPES, Precision, resolve
 from visionsft.training.strategies import STRATEGIES, Rates, Schedule, Strategy
 from visionsft.training.tasks import SegmentationModule
 
@@ -38,6 +40,7 @@ _SPLITS = {
 }
 _RATES = ("lr", "backbone_lr_factor", "layer_decay", "weight_decay")
 _OPTIMIZATION = (*_RATES, "optimizer", "momentum", "schedule", "warmup")
+_CACHE = ("cache", "views", "cache_limit")
 
 
 def build_data(config: Config) -> SegmentationDataModule:
@@ -83,7 +86,7 @@ def build_model(config: Config, backbone: Backbone, num_classes: int) -> Segment
 
 def build_strategy(config: Config) -> Strategy:
     """What trains when."""
-    options = _fields(config.strategy, leave_out=("kind", *_OPTIMIZATION))
+    options = _fields(config.strategy, leave_out=("kind", *_OPTIMIZATION, *_CACHE))
     return STRATEGIES[config.strategy.kind](**options)
 
 
@@ -106,6 +109,45 @@ def build_task(config: Config, model: SegmentationModel, data: SegmentationDataM
         channels_last=config.trainer.channels_last,
         seed=config.seed,
     )
+
+
+def build_cache(
+    config: Config, task: SegmentationModule, data: SegmentationDataModule
+) -> CachedData | SegmentationDataModule:
+    """The data from which to train: features of the frozen part where the strategy caches them, else `data`.
+
+    Why features aren't cached is printed as a note; they can't be in trainings of several processes.
+    """
+    wanted = config.strategy
+    if not isinstance(wanted, settings.FeatureBasedStrategy | settings.LayerwiseStrategy):
+        return data
+    if wanted.cache == "off" or (wanted.cache == "auto" and wanted.views is None):
+        return data
+    limit = wanted.cache_limit * 1e9
+    if wanted.cache == "auto":
+        limit = min(limit, free_bytes(config.runs) / 2)
+    try:
+        if config.trainer.devices != 1:
+            raise CacheError("the feature cache is for one device (trainer.devices: 1)")
+        return cache_features(
+            task,
+            data,
+            cut_backbone(task.model.backbone, size=data.chip),  # type: ignore[arg-type]
+            views=wanted.views or 4,
+            storage="ram" if wanted.cache == "ram" else "disk",
+            folder=config.runs / ".features",
+            limit=limit,
+            autocast=DTYPES[build_precision(config)],
+            device=_device(config),
+        )
+    except (CacheError, BackboneError, WriteError) as error:
+        print(f"note: training without feature cache: {error}")
+        return data
+
+
+def _device(config: Config) -> torch.device:
+    on_gpu = config.trainer.accelerator in ("auto", "gpu") and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def build_loss_of(config: Config, data: SegmentationDataModule) -> SegmentationLoss:

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import lightning
+import torch
 
 from datamodules import SegmentationDataModule
 from visionsft import build
@@ -41,7 +42,10 @@ def fit(config: Config | str | Path, *, resume: bool = False, overwrite: bool = 
         _record(run, task, data, resumed=checkpoint is not None)
     trainer = build.build_trainer(config, run.path)
     started = time.perf_counter()
-    trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if checkpoint is not None:
+        _adopt(task, checkpoint)
+    source = build.build_cache(config, task, data)
+    trainer.fit(task, datamodule=source, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     if first:
@@ -74,6 +78,11 @@ def _record(run: Run, task: SegmentationModule, data: SegmentationDataModule, *,
     for warning in card["warnings"]:
         print(f"note: {warning}")
     print(f"\n{table}", flush=True)
+
+
+def _adopt(task: SegmentationModule, checkpoint: Path) -> None:
+    """Take over a checkpoint's weights: the feature cache must see the frozen ones before training goes on."""
+    task.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
 
 
 def _finish(run: Run, trainer: lightning.Trainer, *, seconds: float) -> None:

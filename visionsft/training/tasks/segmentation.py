@@ -10,6 +10,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from backbones import Cut
 from datamodules.batch import Batch, to_device
 from visionsft.errors import TrainingError
 from visionsft.evaluation.metrics import SegmentationConfusion, summarise
@@ -50,6 +51,8 @@ class SegmentationModule(LightningModule):
         self.momentum = momentum
         self.channels_last = channels_last
         self.seed = seed
+        self.cut: Cut | None = None
+        """Where batches with "features" enter the backbone; see visionsft.training.features."""
         self.confusion = SegmentationConfusion(len(self.class_names))
         self.strategy.freeze(model.backbone, epoch=0)  # type: ignore[arg-type]
 
@@ -59,6 +62,15 @@ class SegmentationModule(LightningModule):
             image = image.contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.model(image)
         return logits
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """Of a batch of images, or of one of the feature cache."""
+        if self.cut is None or "features" not in batch:
+            logits: Tensor = self(batch["image"])
+            return logits
+        height, width = batch["image"].shape[-2:]
+        maps = self.cut.suffix(batch["features"], (height, width))  # type: ignore[typeddict-item]
+        return self.model.upsample(self.model.head(self.model.neck(maps)), batch["image"])
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """For loaders that come without a data module."""
@@ -84,7 +96,7 @@ class SegmentationModule(LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of one batch."""
-        loss: Tensor = self.loss(self(batch["image"]), batch["mask"])
+        loss: Tensor = self.loss(self._logits(batch), batch["mask"])
         if not torch.isfinite(loss):
             places = ", ".join(item.id for item in batch["item"])
             raise TrainingError(
@@ -145,7 +157,7 @@ class SegmentationModule(LightningModule):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Count one batch."""
-        logits = self(batch["image"])
+        logits = self._logits(batch)
         self.confusion.update(logits, batch["mask"])
         loss = self.loss(logits, batch["mask"])
         self.log("val/loss", loss, on_epoch=True, batch_size=len(batch["item"]), sync_dist=True)
