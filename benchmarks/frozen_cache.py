@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path("../shared/weights"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    samples, rounds = (16, 3) if options.quick else (512, 8)
+    samples, rounds = (8, 2) if options.quick else (512, 12)
     heads = ("linear", "segformer") if options.quick else HEADS
     results: dict[str, dict[str, Any]] = {"vs_head_only": {}, "vs_uncached": {}, "fill_vs_forward": {}}
     for name, (size, file) in MODELS.items():
@@ -109,8 +109,8 @@ def measure(
     image = collate([data[i] for i in range(BATCH)])
     with tempfile.TemporaryDirectory() as folder:
         forward, fill = [], []
-        portion = range(min(len(data), 16))
-        for number in range(3):
+        portion = range(min(len(data), 2 * BATCH))
+        for number in range(min(rounds, 3)):
             forward.append(seconds(lambda: [compute.prefix(b["image"]) for b in compute.load(data, portion)]))
             trial = FeatureCache(layout, key="trial", folder=Path(folder) / str(number))
             fill.append(seconds(lambda trial=trial: trial.fill("t", data, portion, compute)))  # type: ignore[misc]
@@ -127,7 +127,7 @@ def measure(
         times: dict[str, list[float]] = {"cached": [], "head": [], "uncached": []}
         for _ in range(rounds + 1):
             for key, source, steps in (
-                ("cached", lambda: next(batches), 6), ("head", lambda: ready, 6), ("uncached", lambda: image, 1),
+                ("cached", lambda: next(batches), 2), ("head", lambda: ready, 2), ("uncached", lambda: image, 1),
             ):  # fmt: skip
                 times[key] += [seconds(lambda source=source: step(source())) for _ in range(steps)]  # type: ignore[misc]
     middle = {key: statistics.median(values[len(values) // (rounds + 1) :]) for key, values in times.items()}
