@@ -274,13 +274,35 @@ class FullStrategy(_Strategy):
     kind: Literal["full"] = "full"
 
 
-class FeatureBasedStrategy(_Strategy):
+class _Frozen(_Strategy):
+    """Part of the backbone never trains, so what it gives can be kept."""
+
+    cache: Literal["auto", "ram", "disk", "off"] = Field(
+        default="auto",
+        description="keep what the frozen part gives, in memory or below `runs`; 'auto': on disk if `views` is "
+        "given and it fits cache_limit and half of the free disk, else off",
+    )
+    views: Positive | None = Field(
+        default=None,
+        description="augmented views of each sample that are cached; epochs take turns. Default: 4 with 'ram' "
+        "and 'disk'; 'auto' without it caches nothing, as samples would then repeat unasked",
+    )
+    cache_limit: Rate = Field(default=10.0, description="size of the cache at most, in GB")
+
+    @model_validator(mode="after")
+    def _views_are_used(self) -> Self:
+        if self.cache == "off" and self.views is not None:
+            raise _conflict("views", "is for the feature cache; cache is 'off'", "cache")
+        return self
+
+
+class FeatureBasedStrategy(_Frozen):
     """The backbone is frozen; the head trains."""
 
     kind: Literal["feature_based"]
 
 
-class LayerwiseStrategy(_Strategy):
+class LayerwiseStrategy(_Frozen):
     """Chosen backbone stages train, the others are frozen."""
 
     kind: Literal["layerwise"]
