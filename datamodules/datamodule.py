@@ -43,6 +43,7 @@ from datamodules.statistics import (
     fingerprint,
     suggest_scale,
 )
+from datamodules.supertiles import SuperTilePlan
 
 GUARDED = 32
 """Files at most whose values are looked at before a prediction."""
@@ -160,7 +161,15 @@ class SegmentationDataModule(LightningDataModule):
         Outside Lightning, call `loader.sampler.set_epoch(epoch)` before each epoch.
         """
         dataset = self.training_dataset()
-        sampler = EpochSampler(dataset, seed=self.seed, rank=_rank()[0], world=_rank()[1])
+        order = dataset.plan.order if isinstance(dataset.plan, SuperTilePlan) else None
+        sampler = EpochSampler(
+            dataset,
+            seed=self.seed,
+            rank=_rank()[0],
+            world=_rank()[1],
+            batch_size=self.batch_size if order else 1,
+            order=order,
+        )
         # a last batch of few samples would upset batch norm
         return self._loader(dataset, self.batch_size, sampler, drop_last=len(sampler) > self.batch_size)
 
@@ -193,16 +202,25 @@ class SegmentationDataModule(LightningDataModule):
             regions = near_labels(regions, positions)
             if not any(region.area for region in regions):
                 raise DataError(f"{self.root}: no valid pixel of the training split is labelled")
-        plan = WindowPlan(
+        return TrainingDataset(
+            plan=self._plan(regions, positions),
+            reader=self._training_reader(),
+            augment=self.augment,
+            normalisation=self.normalisation,
+        )
+
+    def _training_reader(self) -> Reader:
+        return self._reader()
+
+    def _plan(self, regions: list[Region], positions: ClassPositions | None) -> WindowPlan:
+        """Which windows an epoch shows."""
+        return WindowPlan(
             regions,
             size=self.augment.reach,
             length=self.samples_per_epoch or self._samples_to_cover(regions),
             min_valid=self.min_valid,
             positions=positions,
             rare_share=self.rare_class_crops,
-        )
-        return TrainingDataset(
-            plan=plan, reader=self._reader(), augment=self.augment, normalisation=self.normalisation
         )
 
     # ---------------------------------------------------------------- figures of the training split

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,8 +18,9 @@ from torch.utils.data import Dataset
 from datamodules.augment import Augment
 from datamodules.batch import IGNORE, Item, Sample, Window
 from datamodules.classes import Classes, ClassSpec, Value, legend_of_texts
-from datamodules.datamodule import SegmentationDataModule
+from datamodules.datamodule import SegmentationDataModule, _check_choice
 from datamodules.datasets import EvaluationDataset, RawSample
+from datamodules.decoded import SIDE, DecodedScenes, Layout, open_decoded
 from datamodules.errors import DataError
 from datamodules.labels import Labels, RasterLabels, VectorLabels, VectorOptions, is_vector, open_vectors
 from datamodules.layouts import Listing, geotiff
@@ -31,7 +34,7 @@ from datamodules.raster import (
     read_resampled,
     read_window,
 )
-from datamodules.sampling import Region
+from datamodules.sampling import ClassPositions, Region, WindowPlan
 from datamodules.splits import (
     DriveSplit,
     FolderSplit,
@@ -47,6 +50,7 @@ from datamodules.splits import (
     split_by_scene,
 )
 from datamodules.statistics import cached, fingerprint, load_arrays
+from datamodules.supertiles import Store, SuperTilePlan
 from datamodules.tiling import Tile, spread, tile, widen
 
 if TYPE_CHECKING:
@@ -75,13 +79,24 @@ class Scene:
         """Whether any pixel inside the scene can be invalid."""
         return self.nodata is not None or self.header.may_be_invalid
 
+    @property
+    def store(self) -> Store:
+        """How windows are best read."""
+        own = self.header.grid
+        block = (
+            max(1, round(self.header.block[0] * self.grid.height / own.height)),
+            max(1, round(self.header.block[1] * self.grid.width / own.width)),
+        )
+        return Store(block, len(self.bands) * self.header.dtype.itemsize + 2)
+
 
 class SceneReader:
     """Reads windows of scenes with their labels; see `datamodules.datasets.Reader`."""
 
-    def __init__(self, scenes: Mapping[str, Scene]) -> None:
+    def __init__(self, scenes: Mapping[str, Scene], decoded: DecodedScenes | None = None) -> None:
         """scenes: by path."""
         self.scenes = scenes
+        self.decoded = decoded
         self.pool = Pool()
 
     def grid(self, item: Item) -> Grid:
@@ -94,6 +109,17 @@ class SceneReader:
 
     def read(self, item: Item) -> RawSample:
         """The item's window, in pixels of the scene's grid, or all of it."""
+        if self.decoded is not None and item.image in self.decoded and item.window is not None:
+            unlimited = replace(item, labelled=None)
+            raw = self.decoded.read(
+                item.image, item.window, lambda window: self._unpack(replace(unlimited, window=window))
+            )
+            if item.labelled is not None:
+                raw.mask[_outside(item.labelled, item.window)] = IGNORE
+            return raw
+        return self._unpack(item)
+
+    def _unpack(self, item: Item) -> RawSample:
         scene = self.scenes[item.image]
         raster = self._pixels(scene, item.window or scene.grid.window)
         mask = self._mask(scene, item)
@@ -143,6 +169,9 @@ class SceneReader:
 class GeoTiffDataModule(SegmentationDataModule):
     """Scenes and their labels below `root`: random windows to train on, a grid of windows to evaluate on."""
 
+    _shares_reads = True
+    """False: each training window is drawn and read alone, as a reference."""
+
     def __init__(
         self,
         root: str | Path,
@@ -171,6 +200,8 @@ class GeoTiffDataModule(SegmentationDataModule):
         on_error: Literal["stop", "skip"] = "stop",
         seed: int = 0,
         cache_dir: str | Path | None = None,
+        cache: Literal["none", "ram", "disk"] = "none",
+        cache_limit: int | None = None,
     ) -> None:
         """images, labels: see `datamodules.layouts.geotiff.scan`; labels with the suffix of a vector file
         (.geojson, .gpkg, .shp, .fgb, .parquet) are shapes, whose classes' values are those of a column.
@@ -184,7 +215,10 @@ class GeoTiffDataModule(SegmentationDataModule):
         min_valid: smallest share of valid pixels of a training window, except near sparse labels.
         rare_class_crops: share of training windows centred on a pixel of a class drawn uniformly.
         on_error: 'skip' reads every file once before training, and leaves out what fails.
+        cache: where unpacked training scenes are kept, so that later epochs needn't unpack them again; scenes
+        that are resampled aren't. cache_limit: bytes; default: half of what is free.
         """
+        _check_choice("cache", cache, ("none", "ram", "disk"))
         super().__init__(
             root,
             chip=(chip, chip),
@@ -219,6 +253,8 @@ class GeoTiffDataModule(SegmentationDataModule):
             self.bands = tuple(use_bands)
         self.nodata = nodata
         self.resolution = resolution
+        self.cache = cache
+        self.cache_limit = cache_limit
         self.eval_overlap = eval_overlap
         self._scenes: dict[str, Scene] = {}
         self._regions: list[Region] | None = None
@@ -301,6 +337,56 @@ class GeoTiffDataModule(SegmentationDataModule):
             raise DataError(f"{self.root}: no training scene has a valid pixel{_listed(self.skipped)}")
         return self._regions
 
+    def _training_reader(self) -> SceneReader:
+        if self.cache == "none":
+            return self._reader()
+        layouts = {
+            item.image: self._layout(item)
+            for item in self.items["train"]
+            if self._scenes[item.image].grid is self._scenes[item.image].header.grid
+        }
+        decoded, notes = open_decoded(
+            layouts, kind=self.cache, limit=self.cache_limit, folder=self._cache_path("decoded")
+        )
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        return SceneReader(self._scenes, decoded)
+
+    def _layout(self, item: Item) -> Layout:
+        scene = self._scenes[item.image]
+        facts = {"classes": self.classes.specs, "ignore": self.classes.ignore, "bands": scene.bands}
+        block = scene.header.block
+        height = -(-SIDE // block[0]) * block[0]
+        cell = (
+            (max(1, SIDE * SIDE // block[1]), block[1])
+            if scene.header.striped
+            else (height, -(-SIDE // block[1]) * block[1])
+        )
+        paths = filter(None, (item.image, item.label))
+        return Layout(
+            key=fingerprint([replace(item, window=None)], root=self.root, facts=facts | self._facts())[:32],
+            bands=len(scene.bands),
+            height=scene.grid.height,
+            width=scene.grid.width,
+            dtype=scene.header.dtype,
+            cell=cell,
+            state=tuple((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths),
+        )
+
+    def _plan(self, regions: list[Region], positions: ClassPositions | None) -> WindowPlan:
+        if not self._shares_reads:
+            return super()._plan(regions, positions)
+        return SuperTilePlan(
+            regions,
+            [self._scenes[region.item.image].store for region in regions],
+            size=self.augment.reach,
+            length=self.samples_per_epoch or self._samples_to_cover(regions),
+            batch_size=self.batch_size,
+            min_valid=self.min_valid,
+            positions=positions,
+            rare_share=self.rare_class_crops,
+        )
+
     def _windows(self, region: Region) -> list[Item]:
         pieces = self._pieces(replace(region.item, window=region.window))
         return pieces if region.ground is None else [self._widened(each, region.ground) for each in pieces]
@@ -344,12 +430,9 @@ class GeoTiffDataModule(SegmentationDataModule):
             return tiles
         return [widen(each, self.chip, scene.grid.window) for each in tiles if scene.labels.touches(each.own)]
 
-
     def _outlines(self) -> list[dict[str, Any]]:
         reader = self._reader()
-        grids = [
-            (item.id, split, reader.grid(item)) for split, items in self.items.items() for item in items
-        ]
+        grids = [(item.id, split, reader.grid(item)) for split, items in self.items.items() for item in items]
         return [
             {"id": id, "split": split, "outline": _outline(grid)} for id, split, grid in grids if grid.crs
         ]
