@@ -22,6 +22,7 @@ from datamodules.datamodule import SegmentationDataModule, _check_choice
 from datamodules.datasets import EvaluationDataset, RawSample
 from datamodules.decoded import SIDE, DecodedScenes, Layout, open_decoded
 from datamodules.errors import DataError
+from datamodules.index import SceneIndex
 from datamodules.labels import Labels, RasterLabels, VectorLabels, VectorOptions, is_vector, open_vectors
 from datamodules.layouts import Listing, geotiff
 from datamodules.raster import (
@@ -269,12 +270,14 @@ class GeoTiffDataModule(SegmentationDataModule):
         self._files = None if self.vector is None else open_vectors(self.vector, *self._as_given)
         folders = self._list()
         items = [item for group in folders.values() for item in group]
-        headers = self._each(items, lambda item: read_header(item.image, bands=self.band_names))
+        self._index = SceneIndex(self._cache_path("index.json"))
+        headers = self._each(items, lambda item: self._index.header(item.image, bands=self.band_names))
         self.bands = self._choose_bands(list(headers.values()))
         self.dtype = np.result_type(*(header.dtype for header in headers.values()))
         items = [item for item in items if item.id in headers]
         with_crs = sum(header.grid.crs is not None for header in headers.values())
         scenes = self._each(items, lambda item: self._labelled_scene(item, headers[item.id], with_crs))
+        self._index.keep()
         self._scenes = {headers[id].path: scene for id, scene in scenes.items()}
         items = self._with_shapes([item for item in items if item.id in scenes])
         self.notes += [
@@ -637,7 +640,7 @@ class GeoTiffDataModule(SegmentationDataModule):
         return kept if self.vector.background is None else items
 
     def _raster_labels(self, path: str, scene: Scene) -> RasterLabels:
-        header = read_header(path)
+        header = self._index.header(path)
         bands = 3 if self.classes.are_colours else 1
         if len(header.indexes) != bands:
             raise DataError(

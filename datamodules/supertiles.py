@@ -126,6 +126,8 @@ class SuperTilePlan(WindowPlan):
         self._blocks = np.array([store.block for store in self.stores])
         corners = np.array([(r.window.row, r.window.col) for r in self.regions])
         sides = np.array([(r.window.height, r.window.width) for r in self.regions])
+        # of the ground, for each place that a window can have
+        self._area_of_place = (sides / (sides - np.minimum(size, sides) + 1)).prod(axis=1)
         self._first = corners // self._blocks
         count = -(-(corners + sides) // self._blocks) - self._first
         # what isn't larger than a super-tile is one
@@ -242,7 +244,7 @@ class SuperTilePlan(WindowPlan):
 
     def _tile(self, index: int, cell: tuple[int, int], offset: np.ndarray) -> tuple[Window, float]:
         """A super-tile's pixels, and how many windows it should get of those that the region gets."""
-        window, spans, weight = self.regions[index].window, [], 1.0
+        window, spans, weight = self.regions[index].window, [], float(self._area_of_place[index])
         sides = ((window.row, window.height), (window.col, window.width))
         for axis, (start, length) in enumerate(sides):
             low, high = start, start + length
@@ -277,7 +279,9 @@ class SuperTilePlan(WindowPlan):
         parts = [group[at : at + largest] for group in groups for at in range(0, len(group), largest)]
         totals = [0] * self.lanes
         lanes: list[list[np.ndarray]] = [[] for _ in totals]
-        for part in rng.permutation(len(parts)).tolist():
+        # the largest first, so that lanes are equally long
+        shuffled = rng.permutation(len(parts)).tolist()
+        for part in sorted(shuffled, key=lambda part: -len(parts[part])):
             lane = totals.index(min(totals))
             lanes[lane].append(parts[part])
             totals[lane] += len(parts[part])
@@ -292,6 +296,7 @@ class SuperTilePlan(WindowPlan):
         """The members of groups: the first ones, `open` at most, evenly mixed, then the next ones."""
         if not groups:
             return np.empty(0, np.int64)
+        groups = [groups[index] for index in rng.permutation(len(groups)).tolist()]
         rounds = -(-len(groups) // self.open)  # of nearly as many groups each
         place = [
             index * rounds // len(groups) + (np.arange(len(group)) + rng.random(len(group))) / len(group)
@@ -410,7 +415,7 @@ def _cumulated(phase: int, length: int, size: int, block: int, cell: int) -> np.
     """Cumulative weights of the places 0..length-size of a window in a span that starts at `phase` of a block.
 
     Of the `cell` offsets that a partition into cells of so many blocks can have, cell - n leave whole a window
-    that crosses n edges of blocks: its weight is the inverse. cell 0: there is no partition.
+    that crosses n edges of blocks: its weight is cell / (cell - n), 1 on average. cell 0: there is no partition.
     """
     if length < size:
         return np.zeros(1)
@@ -418,7 +423,7 @@ def _cumulated(phase: int, length: int, size: int, block: int, cell: int) -> np.
         return np.arange(1.0, length - size + 2)
     start = phase + np.arange(length - size + 1)
     crossed = (start + size - 1) // block - start // block
-    return np.cumsum(1 / (cell - crossed))
+    return np.cumsum(cell / (cell - crossed))
 
 
 def _systematic(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
