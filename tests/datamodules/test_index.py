@@ -71,7 +71,7 @@ def test_a_file_with_another_time_is_looked_at_again(tmp_path, paths, monkeypatc
 
 
 def test_a_missing_file_is_one_error(tmp_path):
-    with pytest.raises(DataError, match="gone.tif"):
+    with pytest.raises(DataError, match=r"gone\.tif"):
         SceneIndex(tmp_path / "index.json").header(tmp_path / "gone.tif")
 
 
