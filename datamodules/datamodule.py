@@ -210,6 +210,7 @@ class SegmentationDataModule(LightningDataModule):
         )
 
     def _training_reader(self) -> Reader:
+        """Reads the items of the train split for training."""
         return self._reader()
 
     def _plan(self, regions: list[Region], positions: ClassPositions | None) -> WindowPlan:

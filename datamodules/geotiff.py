@@ -84,11 +84,10 @@ class Scene:
     def store(self) -> Store:
         """How windows are best read."""
         own = self.header.grid
-        block = (
-            max(1, round(self.header.block[0] * self.grid.height / own.height)),
-            max(1, round(self.header.block[1] * self.grid.width / own.width)),
-        )
-        return Store(block, len(self.bands) * self.header.dtype.itemsize + 2)
+        height = max(1, round(self.header.block[0] * self.grid.height / own.height))
+        width = max(1, round(self.header.block[1] * self.grid.width / own.width))
+        pixel = len(self.bands) * self.header.dtype.itemsize + 2
+        return Store((height, width), (self.grid.height, self.grid.width), pixel).divided()
 
 
 class SceneReader:
@@ -343,8 +342,9 @@ class GeoTiffDataModule(SegmentationDataModule):
     def _training_reader(self) -> SceneReader:
         if self.cache == "none":
             return self._reader()
+        facts = {"classes": self.classes.specs, "ignore": self.classes.ignore} | self._facts()
         layouts = {
-            item.image: self._layout(item)
+            item.image: self._layout(item, facts)
             for item in self.items["train"]
             if self._scenes[item.image].grid is self._scenes[item.image].header.grid
         }
@@ -355,9 +355,8 @@ class GeoTiffDataModule(SegmentationDataModule):
             warnings.warn(note, stacklevel=2)
         return SceneReader(self._scenes, decoded)
 
-    def _layout(self, item: Item) -> Layout:
+    def _layout(self, item: Item, facts: Mapping[str, object]) -> Layout:
         scene = self._scenes[item.image]
-        facts = {"classes": self.classes.specs, "ignore": self.classes.ignore, "bands": scene.bands}
         block = scene.header.block
         height = -(-SIDE // block[0]) * block[0]
         cell = (
@@ -367,7 +366,9 @@ class GeoTiffDataModule(SegmentationDataModule):
         )
         paths = filter(None, (item.image, item.label))
         return Layout(
-            key=fingerprint([replace(item, window=None)], root=self.root, facts=facts | self._facts())[:32],
+            key=fingerprint(
+                [replace(item, window=None)], root=self.root, facts={**facts, "bands": scene.bands}
+            )[:32],
             bands=len(scene.bands),
             height=scene.grid.height,
             width=scene.grid.width,

@@ -38,6 +38,8 @@ class Store:
 
     block: tuple[int, int]
     """(H, W) of a block; as wide as the file if it is striped."""
+    extent: tuple[int, int]
+    """(H, W) of the scene."""
     pixel: int
     """Bytes of a pixel with its label and validity, unpacked."""
 
@@ -46,13 +48,12 @@ class Store:
 
         Four windows each way, fewer if that is too large; a window fits in whatever its place in a block.
         """
-        least = [1 + -(-(side - 1) // block) for side, block in zip(size, self.block, strict=True)]
+        axes = list(zip(size, self.block, self.extent, strict=True))
+        least = [1 if block >= whole else 1 + -(-(side - 1) // block) for side, block, whole in axes]
         cell = [
-            max(each, -(-4 * side // block))
-            for each, side, block in zip(least, size, self.block, strict=True)
+            max(fewest, -(-4 * min(side, whole) // block))
+            for fewest, (side, block, whole) in zip(least, axes, strict=True)
         ]
-        if self.block[1] >= 4 * size[1]:  # a striped file: whole rows
-            cell[1] = 1
         while cell != least and self._bytes(cell) > limit:
             axis = 0 if cell[0] - least[0] >= cell[1] - least[1] else 1
             if cell[axis] <= least[axis]:
@@ -60,8 +61,15 @@ class Store:
             cell[axis] -= 1
         return cell[0], cell[1]
 
+    def divided(self) -> Store:
+        """Blocks that are too large to be held as a super-tile (a file in a single strip) count as several."""
+        (height, width), most = self.block, BUDGET // (4 * LANES * LEAST * self.pixel)
+        height = max(1, min(height, most // min(width, most)))
+        return Store((height, min(width, most)), self.extent, self.pixel)
+
     def _bytes(self, cell: Sequence[int]) -> int:
-        return cell[0] * self.block[0] * cell[1] * self.block[1] * self.pixel
+        height, width = (min(cell[axis] * self.block[axis], self.extent[axis]) for axis in (0, 1))
+        return height * width * self.pixel
 
 
 @dataclass(frozen=True)

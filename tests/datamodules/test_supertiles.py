@@ -18,7 +18,7 @@ from datamodules.classes import ClassSpec
 from datamodules.geotiff import GeoTiffDataModule
 from datamodules.sampling import ClassPositions, EpochSampler, Region, SampleKey, near_labels
 from datamodules.splits import FolderSplit
-from datamodules.supertiles import LEAST, Store, SuperTilePlan
+from datamodules.supertiles import BUDGET, LANES, LEAST, Store, SuperTilePlan
 
 
 def region(
@@ -29,7 +29,7 @@ def region(
 
 
 def make_plan(regions, *, block=(32, 32), size=(16, 16), length=200, **options) -> SuperTilePlan:
-    stores = [Store(block, 10)] * len(regions)
+    stores = [Store(block, (each.window.row + each.window.height, each.window.width), 10) for each in regions]
     return SuperTilePlan(regions, stores, size=size, length=length, batch_size=16, **options)
 
 
@@ -140,10 +140,35 @@ def test_rare_and_sparse_windows_are_about_their_pixels():
 
 
 def test_striped_files_are_read_in_whole_rows():
-    assert Store((8, 4096), 10).cell((256, 256), 1e9)[1] == 1
+    assert Store((8, 4096), (4096, 4096), 10).cell((256, 256), 1e9)[1] == 1
     plan = make_plan([region("a", 2048, 2048)], block=(8, 2048), size=(64, 64), length=1024)
     shared = [plan.shared(SampleKey(0, 0, index)) for index in range(1024)]
     assert np.mean([item is not None and item.window.width > 1800 for item in shared]) > 0.9
+
+
+@given(
+    st.tuples(st.integers(1, 30_000), st.integers(1, 200_000)),
+    st.tuples(st.integers(1, 30_000), st.integers(1, 200_000)),
+    st.integers(3, 60),
+    st.integers(32, 512),
+)
+def test_super_tiles_fit_in_the_budget_and_hold_a_window_of_any_place(block, extent, pixel, side):
+    block = tuple(min(pair) for pair in zip(block, extent, strict=True))
+    store = Store(block, extent, pixel).divided()
+    cell = store.cell((side, side), BUDGET / (2 * LANES * LEAST))
+    spans, least = [], []
+    for cells, each, whole in zip(cell, store.block, extent, strict=True):
+        assert each >= whole or (cells - 1) * each + 1 >= side
+        spans.append(min(cells * each, whole))
+        least.append(min(each if each >= whole else (1 + -(-(side - 1) // each)) * each, whole))
+    allowed = max(BUDGET // (2 * LANES * LEAST), least[0] * least[1] * pixel)
+    assert spans[0] * spans[1] * pixel <= allowed
+
+
+def test_windows_cross_the_edges_of_large_blocks():
+    plan = make_plan([region("a", 1024, 1024)], block=(256, 256), size=(32, 32), length=512)
+    cols = np.array([item.window.col for epoch in range(8) for item in draws(plan, epoch)])
+    assert np.mean(cols % 256 > 224) == pytest.approx(31 / 256, rel=0.3)
 
 
 def make_data(tmp_path, write_raster, *, vector=False, **options) -> GeoTiffDataModule:
