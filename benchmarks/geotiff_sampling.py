@@ -44,6 +44,7 @@ from datamodules.classes import ClassSpec
 from datamodules.datasets import TrainingDataset
 from datamodules.sampling import EpochSampler, SampleKey
 from datamodules.splits import FolderSplit
+from datamodules.statistics import Normalisation
 
 CHIP, BATCH = 256, 16
 
@@ -169,6 +170,8 @@ def open_data(folder: Path, kept: Path, *, chips: int, workers: int = 0, **optio
         **options,
     )
     data.scan()
+    # collecting statistics would read the labels of all scenes
+    data.normalisation = Normalisation((2500.0,) * 4, (1000.0,) * 4)
     return data
 
 
