@@ -50,6 +50,8 @@ def build_data(config: Config) -> SegmentationDataModule:
     augment = _fields(config.data.augment, leave_out=("rare_class_crops",))
     if isinstance(config.data, settings.GeoTiffData) and config.data.vector is not None:
         options["vector"] = datamodules.VectorOptions(**_fields(config.data.vector))
+    if options.get("cache_limit") is not None:
+        options["cache_limit"] = int(options["cache_limit"] * 1e9)
     classes = config.data.classes
     return _MODULES[config.data.kind](
         **options,

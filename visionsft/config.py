@@ -557,6 +557,19 @@ class GeoTiffData(_Data):
         description="smallest share of valid pixels of a training window (near sparse labels there is none)",
     )
     augment: Augment = Augment(pipeline="nadir")
+    cache: Literal["none", "ram", "disk"] = Field(
+        default="none",
+        description="where unpacked training scenes are kept, so that later epochs needn't unpack them again",
+    )
+    cache_limit: Rate | None = Field(
+        default=None, description="size of that cache at most, in GB; default: half of what is free"
+    )
+
+    @model_validator(mode="after")
+    def _limited_cache_is_used(self) -> Self:
+        if self.cache == "none" and self.cache_limit is not None:
+            raise _conflict("cache_limit", "is for the cache of unpacked scenes; cache is 'none'", "cache")
+        return self
 
     @model_validator(mode="after")
     def _bands_are_known(self) -> Self:
