@@ -165,11 +165,13 @@ def build_loss_of(config: Config, data: SegmentationDataModule) -> SegmentationL
 
 def views(config: Config) -> dict[str, Any]:
     """Test-time augmentation, for `visionsft.models.views.average_views`."""
+    assert isinstance(config, SegmentationConfig)
     return _fields(config.inference, leave_out=("tile", "overlap"))
 
 
 def tiles(config: Config) -> dict[str, int | None]:
     """Side and overlap of the tiles of scenes, for `visionsft.prediction.tiling.plan_tiles`."""
+    assert isinstance(config, SegmentationConfig)
     return {"tile": config.inference.tile, "overlap": config.inference.overlap}
 
 

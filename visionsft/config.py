@@ -139,7 +139,11 @@ LossTerms = Annotated[
 ]
 
 
-class SegmentationTask(Section):
+class _Task(Section):
+    kind: str
+
+
+class SegmentationTask(_Task):
     """A class for every pixel."""
 
     kind: Literal["segmentation"] = "segmentation"
@@ -381,10 +385,6 @@ class Augment(Section):
     erase: Share = Field(
         default=0.0, description="probability that a rectangle is erased (its labels become 'ignore')"
     )
-    rare_class_crops: Share = Field(
-        default=0.0,
-        description="share of training crops that are centred on a pixel of a class drawn uniformly",
-    )
 
     @model_validator(mode="after")
     def _scale_rises(self) -> Self:
@@ -393,6 +393,15 @@ class Augment(Section):
                 "scale", f"[{self.scale[0]:g}, {self.scale[1]:g}] must go from smallest to largest"
             )
         return self
+
+
+class PixelAugment(Augment):
+    """Augmentation of samples with a class for every pixel."""
+
+    rare_class_crops: Share = Field(
+        default=0.0,
+        description="share of training crops that are centred on a pixel of a class drawn uniformly",
+    )
 
 
 class FolderSplit(Section):
@@ -521,17 +530,10 @@ class Vector(Section):
     )
 
 
-class GeoTiffData(_Data):
+class _Scenes(_Data):
+    """GeoTIFF files, for every task."""
+
     kind: Literal["geotiff"]
-    images: ImageTemplate = Field(
-        default="images/*.tif", description="glob below root; '{split}' stands for the split's folder"
-    )
-    labels: LabelTemplate = Field(
-        default="labels/{name}.tif",
-        description="an image's label raster or vector file (.gpkg, .geojson, .shp, .fgb, .parquet); "
-        "'{name}' is the image's stem, '{split}' its folder; a vector file without '{name}' serves all images",
-    )
-    vector: Vector | None = Field(default=None, description="for labels in vector files")
     split: Split = FolderSplit()
     bands: tuple[str, ...] | None = Field(
         default=None,
@@ -545,18 +547,46 @@ class GeoTiffData(_Data):
         default=None,
         description="ground size of a pixel, in the scene's CRS units, to which every scene is resampled",
     )
+    augment: Augment = Augment(pipeline="nadir")
+
+    @model_validator(mode="after")
+    def _bands_are_known(self) -> Self:
+        for key, names in (("bands", self.bands), ("use_bands", self.use_bands)):
+            if (name := _twice(names or ())) is not None:
+                raise _conflict(key, f"{name!r} is given twice")
+        if self.bands and (unknown := [name for name in self.use_bands or () if name not in self.bands]):
+            text = f"{unknown[0]!r} is not one of bands: {', '.join(self.bands)}"
+            raise _conflict("use_bands", text, "bands")
+        return self
+
+
+class _Windows(_Scenes):
+    """Scenes that are trained on window by window."""
+
+    vector: Vector | None = Field(default=None, description="for labels in vector files")
     chip: Positive = Field(default=256, description="side of a training window, in pixels")
     chips_per_epoch: Positive | None = Field(
         default=None, description="default: enough to cover the training area once"
-    )
-    eval_overlap: Fraction = Field(
-        default=0.0, description="overlap share of neighbouring evaluation windows"
     )
     min_valid: Share = Field(
         default=0.1,
         description="smallest share of valid pixels of a training window (near sparse labels there is none)",
     )
-    augment: Augment = Augment(pipeline="nadir")
+
+
+class GeoTiffData(_Windows):
+    images: ImageTemplate = Field(
+        default="images/*.tif", description="glob below root; '{split}' stands for the split's folder"
+    )
+    labels: LabelTemplate = Field(
+        default="labels/{name}.tif",
+        description="an image's label raster or vector file (.gpkg, .geojson, .shp, .fgb, .parquet); "
+        "'{name}' is the image's stem, '{split}' its folder; a vector file without '{name}' serves all images",
+    )
+    eval_overlap: Fraction = Field(
+        default=0.0, description="overlap share of neighbouring evaluation windows"
+    )
+    augment: PixelAugment = PixelAugment(pipeline="nadir")
     cache: Literal["none", "ram", "disk"] = Field(
         default="none",
         description="where unpacked training scenes are kept, so that later epochs needn't unpack them again",
@@ -571,19 +601,20 @@ class GeoTiffData(_Data):
             raise _conflict("cache_limit", "is for the cache of unpacked scenes; cache is 'none'", "cache")
         return self
 
-    @model_validator(mode="after")
-    def _bands_are_known(self) -> Self:
-        for key, names in (("bands", self.bands), ("use_bands", self.use_bands)):
-            if (name := _twice(names or ())) is not None:
-                raise _conflict(key, f"{name!r} is given twice")
-        if self.bands and (unknown := [name for name in self.use_bands or () if name not in self.bands]):
-            text = f"{unknown[0]!r} is not one of bands: {', '.join(self.bands)}"
-            raise _conflict("use_bands", text, "bands")
-        return self
 
+class _Frames(_Data):
+    """Camera frames, for every task."""
 
-class CameraData(_Data):
     kind: Literal["camera"]
+    split: Split = FolderSplit()
+    drive_pattern: DrivePattern | None = Field(
+        default=None,
+        description="regular expression whose first group is the drive in a frame's name; default: by layout",
+    )
+    augment: Augment = Augment(pipeline="driving")
+
+
+class CameraData(_Frames):
     layout: Literal["pairs", "camvid", "cityscapes", "bdd100k", "kitti"] = "pairs"
     images: ImageTemplate | None = Field(
         default=None, description="'pairs': glob below root; '{split}' stands for the split's folder"
@@ -594,7 +625,6 @@ class CameraData(_Data):
     label_form: Literal["index", "colour", "polygons"] | None = Field(
         default=None, description="how masks are coded; default: the layout's own"
     )
-    split: Split = FolderSplit()
     size: tuple[Positive, Positive] | None = Field(
         default=None,
         description="(height, width) to which frames are resized; default: their own size, which must agree",
@@ -602,11 +632,7 @@ class CameraData(_Data):
     crop: tuple[Positive, Positive] | None = Field(
         default=None, description="(height, width) of training crops; default: size"
     )
-    drive_pattern: DrivePattern | None = Field(
-        default=None,
-        description="regular expression whose first group is the drive in a frame's name; default: by layout",
-    )
-    augment: Augment = Augment(pipeline="driving")
+    augment: PixelAugment = PixelAugment(pipeline="driving")
 
     @model_validator(mode="after")
     def _only_pairs_have_patterns(self) -> Self:
@@ -707,18 +733,12 @@ class Config(Section):
     )
     runs: Path = Field(default=Path("runs"), description="folder in which run folders are made")
     seed: NonNegative = 0
-    task: Section
+    task: _Task
     data: _Data
     backbone: Backbone
     head: Section
     strategy: Strategy = FullStrategy()
     trainer: Trainer = Trainer()
-    inference: Inference = Inference()
-    gates: tuple[GateText, ...] = Field(
-        default=(),
-        description="what `visionsft evaluate RUN --gates` asks of the scores, e.g. 'mean_iou >= 0.70' or "
-        "'recall[car].lower >= 0.55'; visionsft/gate.py has the grammar",
-    )
 
     @model_validator(mode="after")
     def _unfreezing_begins_in_time(self) -> Self:
@@ -737,6 +757,12 @@ class SegmentationConfig(Config):
     data: Data
     head: Head = Field(
         default=FpnHead(), description="a built-in head, or {name: 'my_pkg.heads:MyHead', options: {...}}"
+    )
+    inference: Inference = Inference()
+    gates: tuple[GateText, ...] = Field(
+        default=(),
+        description="what `visionsft evaluate RUN --gates` asks of the scores, e.g. 'mean_iou >= 0.70' or "
+        "'recall[car].lower >= 0.55'; visionsft/gate.py has the grammar",
     )
 
 
