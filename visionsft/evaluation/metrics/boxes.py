@@ -44,6 +44,12 @@ class ImageBoxes:
         )
         return cls(*(tensor.detach().cpu().numpy() for tensor in tensors))
 
+    @classmethod
+    def none(cls) -> ImageBoxes:
+        """Neither truth nor detections."""
+        boxes, labels = np.empty((0, 4), np.float32), np.empty(0, np.int64)
+        return cls(boxes, labels, boxes, boxes, np.empty(0, np.float32), labels)
+
 
 @dataclass(frozen=True)
 class BoxTable:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_curve
 
+from datamodules.objects import Target
 from visionsft.evaluation.metrics.boxes import BoxTable, ImageBoxes
-from visionsft.evaluation.metrics.detection import average_precisions, class_order, largest_recalls, ranked
+from visionsft.evaluation.metrics.detection import (
+    AveragePrecision,
+    average_precisions,
+    class_order,
+    largest_recalls,
+    ranked,
+)
 from visionsft.evaluation.metrics.matching import match_detections
+from visionsft.models.detections import Detections
 
 SIZES = ((0.0, 1e10), (0.0, 20.0**2), (20.0**2, 35.0**2), (35.0**2, 1e10))
 
@@ -119,3 +129,55 @@ def test_precision_and_recall_are_scikit_learns_where_every_object_is_found(case
 def test_a_label_beyond_the_classes_is_refused(cases: Any) -> None:
     with pytest.raises(ValueError, match=r"truth: the labels \[3\]; allowed are 0\.\.1"):
         BoxTable.gather([cases.image(truth=[(0, 0, 1, 1, 3)])], 2)
+
+
+def as_batch(rows: list[ImageBoxes]) -> tuple[list[Detections], list[Target]]:
+    found = [
+        Detections(*(torch.from_numpy(each) for each in (row.found, row.scores, row.labels))) for row in rows
+    ]
+    targets = [
+        Target(
+            boxes=torch.from_numpy(row.truth),
+            labels=torch.from_numpy(row.truth_labels),
+            ignored=torch.from_numpy(row.ignored),
+        )
+        for row in rows
+    ]
+    return found, targets
+
+
+def test_accumulated_batches_give_pycocotools_numbers_and_start_anew(cases: Any) -> None:
+    rows = cases.random(11, images=9)
+    metric = AveragePrecision(4)
+    metric.update(*as_batch(cases.random(12)))
+    metric.reset()
+    for start in range(0, 9, 4):
+        metric.update(*as_batch(rows[start : start + 4]))
+    precision = cases.coco(rows, 4).eval["precision"][..., 0, 0]
+    expected = [part[part > -1].mean() for part in (precision, precision[0])]
+    assert list(metric.compute().values()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_nothing_seen_has_no_average_precision() -> None:
+    assert all(np.isnan(value) for value in AveragePrecision(3).compute().values())
+
+
+def _work(rank: int, folder: str, rows: list[ImageBoxes]) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    metric = AveragePrecision(4)
+    metric.update(*as_batch(rows[:5] if rank == 0 else rows[5:]))
+    torch.save(metric.compute(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_agree_on_what_one_finds(cases: Any, tmp_path: Path) -> None:
+    rows = cases.random(21, images=9)
+    context = torch.multiprocessing.get_context("fork")
+    workers = [context.Process(target=_work, args=(rank, str(tmp_path), rows)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    alone = AveragePrecision(4)
+    alone.update(*as_batch(rows))
+    assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [alone.compute()] * 2
