@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOSHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou, remove_small_boxes
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FeaturePyramidNetwork, box_iou, remove_small_boxes
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from backbones import create_backbone
@@ -23,12 +24,14 @@ from visionsft.models.heads.detection import DETECTION_HEADS, centred_in, mostly
 
 CLASSES, WIDTH = 3, 64
 RATIOS = (0.25, 1.0, 4.0)  # whose sides are whole numbers, as torchvision's anchors are
-ANCHORED = ("retinanet", "faster_rcnn")
+ANCHORED = ("retinanet", "faster_rcnn", "mask_rcnn")
+TWO_STAGES = ("faster_rcnn", "mask_rcnn")
 SMALL = {
     "fcos": {"width": WIDTH, "convs": 1},
     "retinanet": {"width": WIDTH, "convs": 4, "anchor_sizes": [[s * 4, s * 6] for s in (8, 16, 32, 64, 128)]},
     "faster_rcnn": {"width": WIDTH, "hidden": 24, "anchor_sizes": [[s * 8] for s in (4, 8, 16, 32, 64)]},
 }
+SMALL["mask_rcnn"] = SMALL["faster_rcnn"]
 
 
 def make_detector(head: str, backbone: str = "test_resnet", **options: Any) -> DetectionModel:
@@ -44,10 +47,15 @@ def make_detector(head: str, backbone: str = "test_resnet", **options: Any) -> D
 
 
 def make_target(boxes: list[list[float]], ignored: list[list[float]] | None = None) -> Target:
+    """Whose masks are the upper left halves of the boxes, in pictures of 128 x 128."""
+    corners = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    x1, y1, x2, y2 = corners[..., None, None].unbind(1)
+    right, down = (torch.arange(128) - x1) / (x2 - x1), (torch.arange(128)[:, None] - y1) / (y2 - y1)
     return Target(
-        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        boxes=corners,
         labels=torch.arange(len(boxes)) % CLASSES,
         ignored=torch.tensor(ignored or [], dtype=torch.float32).reshape(-1, 4),
+        masks=(right >= 0) & (down >= 0) & (right + down < 1),
     )
 
 
@@ -72,15 +80,17 @@ class TorchvisionBackbone(nn.Module):
 def make_torchvision(name: str, model: DetectionModel, threshold: float) -> nn.Module:
     """Torchvision's detector with the weights of `model`."""
     plain: Any = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "_skip_resize": True, "min_size": 128}
-    one_stage = name != "faster_rcnn"
+    one_stage = name not in TWO_STAGES
     extra = LastLevelP6P7(WIDTH, WIDTH) if one_stage else LastLevelMaxPool()
     backbone = TorchvisionBackbone(model, 1 if one_stage else 0, extra)
     sizes = tuple(map(tuple, SMALL[name].get("anchor_sizes", [[8], [16], [32], [64], [128]])))  # type: ignore[attr-defined]
     anchors = AnchorGenerator(sizes, ((RATIOS if name in ANCHORED else (1.0,)),) * 5)
-    if name == "faster_rcnn":
-        detector: nn.Module = FasterRCNN(
+    if name in TWO_STAGES:
+        if name == "mask_rcnn":
+            plain["mask_head"] = MaskRCNNHeads(WIDTH, (WIDTH,) * 4, 1)
+            plain["mask_predictor"] = MaskRCNNPredictor(WIDTH, WIDTH, CLASSES + 1)
+        detector: nn.Module = (MaskRCNN if name == "mask_rcnn" else FasterRCNN)(
             backbone, rpn_anchor_generator=anchors, box_score_thresh=threshold,
-            box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2),
             box_head=TwoMLPHead(WIDTH * 49, 24), box_predictor=FastRCNNPredictor(24, CLASSES + 1), **plain,
         )  # fmt: skip
         detector.rpn.load_state_dict(model.head.rpn.state_dict())
@@ -97,8 +107,8 @@ def make_torchvision(name: str, model: DetectionModel, threshold: float) -> nn.M
 
 
 def torchvision_targets(name: str, targets: list[Target]) -> list[dict[str, Tensor]]:
-    shift = int(name not in ("fcos", "retinanet"))
-    return [{"boxes": each["boxes"], "labels": each["labels"] + shift} for each in targets]
+    shift = int(name in TWO_STAGES)
+    return [{**each, "labels": each["labels"] + shift} for each in targets]  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("sizes", [[(128, 128)] * 2, [(128, 128), (96, 64)]])
@@ -122,7 +132,7 @@ def test_losses_are_torchvisions(head: str, sizes: list[tuple[int, int]]) -> Non
 @pytest.mark.parametrize("head", SMALL)
 def test_detections_are_torchvisions(head: str) -> None:
     """But for boxes without area."""
-    threshold = {"fcos": 0.05, "retinanet": 0.011, "faster_rcnn": 0.26}[head]
+    threshold = {"fcos": 0.05, "retinanet": 0.011}.get(head, 0.26)
     model = make_detector(head, score_threshold=threshold).train()  # detects in either mode
     model.backbone.eval()
     theirs = make_torchvision(head, model, threshold).eval()
@@ -132,7 +142,11 @@ def test_detections_are_torchvisions(head: str) -> None:
         kept = remove_small_boxes(expected["boxes"], 1e-2)
         torch.testing.assert_close(found.boxes, expected["boxes"][kept], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(found.scores, expected["scores"][kept], atol=1e-4, rtol=1e-4)
-        assert torch.equal(found.labels, expected["labels"][kept] - int(head == "faster_rcnn"))
+        assert torch.equal(found.labels, expected["labels"][kept] - int(head in TWO_STAGES))
+        assert (found.masks is None) == (head != "mask_rcnn")
+        if found.masks is not None:
+            assert found.masks.shape == (len(found), 128, 128)
+            torch.testing.assert_close(found.masks, expected["masks"][:, 0], atol=1e-4, rtol=1e-4)
 
 
 def padded(images: list[Tensor]) -> Tensor:
@@ -172,6 +186,7 @@ def test_a_step_of_real_backbones_in_bfloat16(head: str, name: str) -> None:
         assert (each.boxes <= torch.tensor([width, height, width, height])).all()
         assert set(each.labels.tolist()) <= set(range(CLASSES))
         assert (each.scores.diff() <= 0).all()
+        assert each.masks is None or each.masks.shape == (len(each), height, width)
 
 
 @pytest.mark.parametrize("ignored", [[], [[0.0, 0.0, 128.0, 128.0]]])
@@ -267,6 +282,17 @@ def test_proposals_in_an_ignored_region_are_dropped_unless_they_match() -> None:
 
 def overlap(boxes: Tensor, box: list[float]) -> Tensor:
     return box_iou(boxes, torch.tensor([box]))[:, 0]
+
+
+def test_masks_need_outlines() -> None:
+    model = make_detector("mask_rcnn")
+    plain = make_target([[8, 12, 40, 60]])
+    del plain["masks"]
+    with pytest.raises(ConfigError, match="boxes without outlines; choose head 'faster_rcnn'"):
+        model.losses(torch.zeros(1, 3, 128, 128), [(128, 128)], [plain])
+    found = model.eval()(torch.zeros(1, 3, 64, 96), [(50, 90)])[0]
+    assert found.masks is not None
+    assert found.masks.shape == (len(found), 50, 90)
 
 
 @pytest.mark.parametrize("head", DETECTION_HEADS)

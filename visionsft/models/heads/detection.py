@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead as RetinaNetLayers
-from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import (
     FeaturePyramidNetwork,
@@ -450,9 +452,8 @@ class FasterRcnnHead(nn.Module):
             post_nms_top_n={"training": 2000, "testing": candidates},
             nms_thresh=0.7,
         )
-        pooler = self._pooler(7)
         self.roi_heads = RoIHeads(
-            pooler,
+            self._pooler(7),
             TwoMLPHead(width * 7**2, hidden),
             _Predictor(hidden, num_classes + 1),
             fg_iou_thresh=_MATCHED,
@@ -464,6 +465,10 @@ class FasterRcnnHead(nn.Module):
             nms_thresh=nms,
             detections_per_img=detections_per_image,
         )
+        self._add_branches(width, num_classes)
+
+    def _add_branches(self, width: int, num_classes: int) -> None:
+        """What a subclass predicts beside classes and boxes."""
 
     def _pooler(self, cells: int) -> MultiScaleRoIAlign:
         """Pools cells x cells features of a proposal from the level of its size."""
@@ -522,9 +527,46 @@ def _without_ignored(proposals: Tensor, target: dict[str, Any]) -> Tensor:
     return proposals[~ignored]
 
 
+class _MaskPredictor(MaskRCNNPredictor):
+    def forward(self, x: Tensor) -> Tensor:
+        """Torchvision's, in float32: mask logits."""
+        logits: Tensor = super().forward(x)
+        return logits.float()
+
+
+class MaskRcnnHead(FasterRcnnHead):
+    """Mask R-CNN (He et al. 2017): Faster R-CNN with a mask of 28 x 28 cells for each detection.
+
+    Its options are FasterRcnnHead's. `losses` needs the targets' masks; `detect` gives masks of the image's size.
+    """
+
+    loss_names = (*FasterRcnnHead.loss_names, "loss_mask")
+
+    def _add_branches(self, width: int, num_classes: int) -> None:
+        self.roi_heads.mask_roi_pool = self._pooler(14)
+        self.roi_heads.mask_head = MaskRCNNHeads(width, (width,) * 4, 1)
+        self.roi_heads.mask_predictor = _MaskPredictor(width, width, num_classes + 1)
+
+    def losses(
+        self, maps: list[Tensor], sizes: Sequence[Size], targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        """As FasterRcnnHead's, with `loss_mask`."""
+        if not all("masks" in target for target in targets):
+            raise ConfigError(
+                "head 'mask_rcnn': the labels are boxes without outlines; "
+                "choose head 'faster_rcnn', or give labels with outlines"
+            )
+        return super().losses(maps, sizes, targets)
+
+    def _detections(self, found: dict[str, Tensor], size: Size) -> Detections:
+        masks = paste_masks_in_image(found["masks"], found["boxes"], size)[:, 0]
+        return replace(super()._detections(found, size), masks=masks)
+
+
 DETECTION_HEADS: dict[str, type[nn.Module]] = {
     "fcos": FcosHead,
     "retinanet": RetinaNetHead,
     "faster_rcnn": FasterRcnnHead,
+    "mask_rcnn": MaskRcnnHead,
 }
 """Built-in heads of detectors; called with (channels, strides, num_classes, *, options)."""
