@@ -4,7 +4,8 @@ from visionsft.evaluation.area import estimate_areas, pixel_area
 from visionsft.evaluation.calibrating import calibrate
 from visionsft.evaluation.comparison import Pair, compare
 from visionsft.evaluation.counts import Counts, load_counts
-from visionsft.evaluation.evaluating import Evaluation, evaluate
+from visionsft.evaluation.detecting import DetectionEvaluation
+from visionsft.evaluation.evaluating import Evaluation
 from visionsft.evaluation.gates import Judgement, Verdict, judge
 from visionsft.evaluation.intervals import SegmentationIntervals, segmentation_intervals
 from visionsft.evaluation.pictures import (
@@ -18,12 +19,14 @@ from visionsft.evaluation.pictures import (
     reliability_figure,
 )
 from visionsft.evaluation.robustness import Robustness, measure_robustness
+from visionsft.evaluation.scoring import evaluate
 from visionsft.evaluation.slices import Metadata, Slices, slice_counts
 from visionsft.evaluation.temperature import load_temperature
 from visionsft.evaluation.thresholds import choose_thresholds
 
 __all__ = [
     "Counts",
+    "DetectionEvaluation",
     "Evaluation",
     "Example",
     "Judgement",

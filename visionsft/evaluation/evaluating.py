@@ -26,7 +26,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules import DataError, SegmentationDataModule
+from datamodules import DataError, DataModule, SegmentationDataModule
 from datamodules.batch import IGNORE, Batch, Item, Sample
 from datamodules.datasets import EvaluationDataset
 from datamodules.scenes import SceneReader
@@ -79,7 +79,7 @@ WARNINGS = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of `evaluate`."""
+    """The result of `evaluate_segmentation`."""
 
     run: str
     split: str
@@ -145,7 +145,7 @@ class Evaluation:
         return lines + [f"  {scores[i]:.4f}  {self.counts.items[i].id}" for i in self.worst(5)]
 
 
-def evaluate(
+def evaluate_segmentation(
     run: Run | str | Path,
     *,
     split: str = "test",
@@ -156,7 +156,7 @@ def evaluate(
     boundaries: bool = False,
     efficiency: bool = False,
 ) -> Evaluation:
-    """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
+    """Score a segmentation run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
 
     group_by: what is resampled for the intervals. slice_by: "group", "brightness", "name:REGEX" or columns of
     the CSV file `metadata` (all, unless some are given); with neither, the groups where these are 2 to 50.
@@ -277,7 +277,7 @@ def progress(sequence: Iterable[T], description: str, *, total: int | None = Non
     return track(sequence, description, total=total, console=console, transient=True, disable=hidden)
 
 
-def check_split(data: SegmentationDataModule, split: str) -> None:
+def check_split(data: DataModule, split: str) -> None:
     """Refuse a split that doesn't exist or is empty."""
     sizes = {name: len(items) for name, items in data.items.items()}
     if sizes.get(split):
