@@ -28,8 +28,9 @@ KINDS = {
     "both": "an object of another class overlaps, but too little; put right: it goes",
     "missed": "an object that no detection of the first two kinds could have found; put right: it needn't be found",
 }
-"""The kinds, each with its oracle. Where a detection that is put right finds an object that another has, the less
-certain of both goes."""
+"""The kinds, each with its oracle. Of all detections of the first two kinds that would find one object when put right
+the most certain does and the others go, all of them if it is found already (so the authors' code; by the paper's
+text the most certain of each kind might, and might take the object from one that has it)."""
 
 BACKGROUND_IOU = 0.1
 """Up to which a detection has nothing to do with an object."""
@@ -154,22 +155,19 @@ class _Errors:
             return replace(matches, positives=matches.positives - missed)
         if kind not in ("localisation", "classification"):
             return replace(matches, ignored=matches.ignored | chosen)
-        truth = np.where(matches.hits[0], matches.truth[0], np.where(chosen, self.meant, -1))
-        hits = _first_of_each(truth, matches.scores, matches.hits[0])
-        labels = (
-            np.where(chosen, table.truth_labels[self.meant], matches.labels)
-            if len(table.truth)
-            else matches.labels
-        )
-        ignored = matches.ignored[0] | ((truth >= 0) & ~hits)
-        return replace(matches, labels=labels, hits=hits[None], ignored=ignored[None])
+        truth = np.where(matches.hits[0], matches.truth[0], self.meant)
+        fixed = chosen & _first_of_each(truth, matches.scores, matches.hits[0])
+        labels = matches.labels.copy()
+        labels[fixed] = table.truth_labels[self.meant[fixed]]
+        hits, ignored = matches.hits | fixed, matches.ignored | (chosen & ~fixed)
+        return replace(matches, labels=labels, hits=hits, ignored=ignored)
 
 
 def _first_of_each(
     truth: NDArray[np.int64], scores: NDArray[np.float64], hits: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Which detection finds its object (-1: none): the most certain of each, what already does before others."""
-    order = np.lexsort((~hits, -scores, truth))
+    """Which detection finds its object (-1: none): what already does, and else the most certain of each."""
+    order = np.lexsort((-scores, ~hits, truth))
     claimed, first = np.unique(truth[order], return_index=True)
     found = np.zeros(len(truth), bool)
     found[order[first[claimed >= 0]]] = True

@@ -65,13 +65,27 @@ def test_missed(cases: Any) -> None:
 
 
 def test_a_corrected_class_may_only_duplicate(cases: Any) -> None:
-    """A is found as 'a' at 0.5, and as 'b' at 0.9: put right, the more certain one stays and the other goes."""
-    row = {"truth": [(*A, 0), (*FAR, 0)], "found": [(*A, 0, 0.5), (*A, 1, 0.9), (50, 50, 60, 60, 0, 0.7)]}
+    """A is found as 'a' behind a ghost, and as 'b', which is then one too many; 'b' has an object behind it."""
+    row = {
+        "truth": [(*A, 0), (*FAR, 1)],
+        "found": [(*A, 0, 0.5), (50, 50, 60, 60, 0, 0.7), (*A, 1, 0.9), (*FAR, 1, 0.8)],
+    }
     found = errors(cases, row)
-    before, after = (51 / 2) / 101, 51 / 101  # 'a' was found behind the ghost, and is before it then
-    assert found.ap == pytest.approx(before)
-    assert named(found)["classification"] == (1, pytest.approx(after - before))
-    assert named(found)["missed"][0] == 1
+    assert found.ap == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert named(found) == {
+        "classification": (1, pytest.approx(0.25)),
+        "background": (1, pytest.approx(0.25)),
+    }
+
+
+def test_the_most_certain_of_several_finds_the_object(cases: Any) -> None:
+    row = {"truth": [(*A, 0)], "found": [(*QUARTER, 0, 0.9), (0, 0, 20, 7, 0, 0.8)]}
+    assert named(errors(cases, row)) == {"localisation": (2, 1.0)}
+
+
+def test_an_object_is_put_right_once(cases: Any) -> None:
+    row = {"truth": [(*A, 0)], "found": [(*QUARTER, 0, 0.8), (*A, 1, 0.9)]}
+    assert named(errors(cases, row)) == {"localisation": (1, 0.0), "classification": (1, 1.0)}
 
 
 def test_localisation_comes_before_classification(cases: Any) -> None:
