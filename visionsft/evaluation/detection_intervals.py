@@ -74,7 +74,7 @@ class DetectionIntervals(Intervals):
         return "\n".join(lines)
 
 
-def detection_intervals(
+def bootstrap_detections(
     counts: DetectionCounts,
     *,
     iou: float = 0.5,
