@@ -2,7 +2,7 @@
 
 A GeoTIFF gives Cloud-Optimised GeoTIFFs on the same ground (uint8, 255 = nodata, with colour table and class names);
 a frame gives an indexed PNG with the classes' colours as palette. Both have the size of their input, whatever size
-or resolution the model works at.
+or resolution the model works at. A detection run gives a vector layer, and COCO's JSON.
 """
 
 from __future__ import annotations
@@ -13,9 +13,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from datamodules import DataError, GeoTiffDataModule
+from datamodules import DataError, DetectionDataModule, GeoTiffDataModule
 from visionsft.errors import ConfigError
 from visionsft.evaluation.evaluating import progress
+from visionsft.prediction.detections import (
+    DetectionOptions,
+    FrameDetectionPredictor,
+    SceneDetectionPredictor,
+    detection_predictor,
+)
 from visionsft.prediction.inputs import check_targets, find_inputs
 from visionsft.prediction.mapping import SceneOptions, ScenePredictor
 from visionsft.prediction.stills import FrameOptions, StillPredictor
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
     from visionsft.training.loading import LoadedRun
 
 Engine = Literal["local", "ray"]
+Predictor = ScenePredictor | StillPredictor | SceneDetectionPredictor | FrameDetectionPredictor
 SHOWN = 8
 """Files at most that one message names."""
 
@@ -90,18 +97,20 @@ def predict(
     overlay: bool = False,
     scenes: SceneOptions = SceneOptions(),  # noqa: B008 (frozen)
     frames: FrameOptions = FrameOptions(),  # noqa: B008 (frozen)
+    objects: DetectionOptions = DetectionOptions(),  # noqa: B008 (frozen)
     engine: Engine = "local",
 ) -> list[Path]:
     """Write the class map of every input into the folder `out`; returns the files, in input order.
 
     inputs: files, folders (what lies directly in them), globs, .txt lists of them, and paths that GDAL fetches.
-    resume: keep finished results that exist. scenes, frames: what is made of GeoTIFFs, and of pictures and videos.
+    resume: keep finished results that exist. scenes, frames: what a segmentation run makes of GeoTIFFs, and of
+    pictures and videos; objects: what a detection run makes of either.
     engine: 'ray' spreads scenes and row bands of large ones over a Ray cluster. An input that can't be used doesn't
     keep the others from being predicted; a DataError names all such inputs at the end.
     """
     predictions = predict_all(
         run, inputs, out, overwrite=overwrite, resume=resume, overlay=overlay, scenes=scenes, frames=frames,
-        engine=engine,
+        objects=objects, engine=engine,
     )  # fmt: skip
     predictions.check()
     return predictions.files
@@ -117,13 +126,14 @@ def predict_all(
     overlay: bool = False,
     scenes: SceneOptions = SceneOptions(),  # noqa: B008 (frozen)
     frames: FrameOptions = FrameOptions(),  # noqa: B008 (frozen)
+    objects: DetectionOptions = DetectionOptions(),  # noqa: B008 (frozen)
     engine: Engine = "local",
 ) -> Predictions:
     """As `predict`, but inputs that fail raise nothing: they are among the outcomes."""
     from visionsft.training.loading import load_run  # imported late, as in visionsft.evaluation
 
     run = run if isinstance(run, Run) else Run.open(run)
-    predictor = _predictor(load_run(run, "best"), overlay, scenes, frames, engine)
+    predictor = _predictor(load_run(run, "best"), overlay, scenes, frames, objects, engine)
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     paths = find_inputs(given, suffixes=predictor.suffixes, whole_folders=frames.drives)
     targets = {path: predictor.targets(path, Path(out)) for path in paths}
@@ -140,9 +150,21 @@ def predict_all(
 
 
 def _predictor(
-    loaded: LoadedRun, overlay: bool, scenes: SceneOptions, frames: FrameOptions, engine: Engine
-) -> ScenePredictor | StillPredictor:
-    """The one that suits the run; options for the other are refused."""
+    loaded: LoadedRun,
+    overlay: bool,
+    scenes: SceneOptions,
+    frames: FrameOptions,
+    objects: DetectionOptions,
+    engine: Engine,
+) -> Predictor:
+    """The one that suits the run; options for the others are refused."""
+    if isinstance(loaded.data, DetectionDataModule):
+        names = [_changed(scenes), _changed(frames), "engine" if engine != "local" else ""]
+        if said := ", ".join(filter(None, names)):
+            raise ConfigError(f"{said}: for class maps; this run was trained to detect objects")
+        return detection_predictor(loaded, objects, overlay=overlay)
+    if given := _changed(objects):
+        raise ConfigError(f"{given}: for detection; this run was trained to make class maps")
     if isinstance(loaded.data, GeoTiffDataModule):
         if given := _changed(frames):
             raise ConfigError(
@@ -154,7 +176,7 @@ def _predictor(
     return StillPredictor(loaded, frames, overlay=overlay)
 
 
-def _changed(options: SceneOptions | FrameOptions) -> str:
+def _changed(options: SceneOptions | FrameOptions | DetectionOptions) -> str:
     """Names of the options that aren't as by default."""
     plain = type(options)()
     return ", ".join(
@@ -163,7 +185,7 @@ def _changed(options: SceneOptions | FrameOptions) -> str:
 
 
 def _outcomes(
-    predictor: ScenePredictor | StillPredictor,
+    predictor: Predictor,
     jobs: Mapping[str, dict[str, Path]],
     engine: Engine,
     *,
@@ -179,7 +201,7 @@ def _outcomes(
 
 
 def _predict_one(
-    predictor: ScenePredictor | StillPredictor, path: str, targets: dict[str, Path], overwrite: bool
+    predictor: Predictor, path: str, targets: dict[str, Path], overwrite: bool
 ) -> Outcome:
     start = time.perf_counter()
     try:

@@ -25,7 +25,8 @@ class LoadedRun:
     """A trained model with what it needs to be used as it was trained."""
 
     model: Any
-    """A SegmentationModel, or a DetectionModel; in eval mode, with the moving average of the weights where one was kept; LoRA adapters merged."""
+    """A SegmentationModel or DetectionModel, in eval mode; with the moving average of the weights where one was
+    kept; LoRA adapters merged."""
     config: Config
     run: Run
     precision: torch.dtype | None
@@ -44,7 +45,7 @@ class LoadedRun:
 
     @cached_property
     def data(self) -> Any:
-        """The run's data module (a SegmentationDataModule, or a DetectionDataModule) with the bands and the normalisation of the training.
+        """The run's data module, of its task and kind, with the bands and the normalisation of the training.
 
         Not scanned: predicting new files needs none of the training's.
         """
