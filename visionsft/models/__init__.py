@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from visionsft.models.detections import Detections
+from visionsft.models.detector import DetectionModel, create_detector
 from visionsft.models.heads import HEADS
+from visionsft.models.heads.detection import DETECTION_HEADS
 from visionsft.models.losses import build_loss, class_weights
 from visionsft.models.model import SegmentationModel, create_model
 from visionsft.models.pyramid import SimpleFeaturePyramid
 
 __all__ = [
+    "DETECTION_HEADS",
     "HEADS",
+    "DetectionModel",
+    "Detections",
     "SegmentationModel",
     "SimpleFeaturePyramid",
     "build_loss",
     "class_weights",
+    "create_detector",
     "create_model",
 ]
