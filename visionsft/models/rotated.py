@@ -40,15 +40,15 @@ def to_corners(turned: Tensor) -> Tensor:
 def from_corners(corners: Tensor) -> Tensor:
     """(..., 4, 2) corners of rectangles, in order around each -> (..., 5) turned boxes as `canonicalise` writes them.
 
-    Corners of no rectangle give one with their centre, their first side and their area where they are a
-    parallelogram's; for the smallest rectangle around any outline see `datamodules.layouts.dota.turned_box`.
+    Corners of a parallelogram give a rectangle of its middle, its longer side and its area; for the smallest
+    rectangle around any outline see `datamodules.layouts.dota.turned_box`.
     """
     first, second = corners[..., 1, :] - corners[..., 0, :], corners[..., 3, :] - corners[..., 0, :]
-    width = first.norm(dim=-1)
     area = (first[..., 0] * second[..., 1] - first[..., 1] * second[..., 0]).abs()
-    height = torch.where(width > 0, area / width, second.norm(dim=-1))
-    angle = torch.atan2(first[..., 1], first[..., 0])
-    sides = torch.stack([width, height, angle], -1)
+    longer = torch.where((first.norm(dim=-1) >= second.norm(dim=-1))[..., None], first, second)
+    width, angle = longer.norm(dim=-1), torch.atan2(longer[..., 1], longer[..., 0])
+    height = area / width.where(width > 0, 1.0)
+    sides = torch.stack([width, torch.minimum(height, width), angle], -1)
     return canonicalise(torch.cat([corners.mean(-2), sides], -1))
 
 
@@ -87,10 +87,14 @@ def rotated_iou(first: Tensor, second: Tensor) -> Tensor:
     a, b = first.double(), second.double()
     iou = torch.zeros((len(a), len(b)), dtype=torch.float64, device=a.device)
     rows, columns = _meeting(enclose(a), enclose(b))
-    for some in torch.arange(len(rows), device=rows.device).split(PAIRS):
-        i, j = rows[some], columns[some]
-        iou[i, j] = _pair_iou(a[i], b[j])
+    common = intersect(a[rows], b[columns])
+    union = _areas(a)[rows] + _areas(b)[columns] - common
+    iou[rows, columns] = torch.where(union > 0, common / union.where(union > 0, 1.0), 0.0)
     return iou.to(first.dtype)
+
+
+def _areas(turned: Tensor) -> Tensor:
+    return turned[:, 2] * turned[:, 3]
 
 
 def _meeting(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,13 +109,14 @@ def _meeting(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-def _pair_iou(first: Tensor, second: Tensor) -> Tensor:
-    """(P, 5), (P, 5) float64 -> (P,)"""
-    common = _common_area(first, second)
-    areas = first[:, 2] * first[:, 3], second[:, 2] * second[:, 3]
-    common = torch.minimum(common, torch.minimum(*areas)).clamp_min(0)  # rounding
-    union = areas[0] + areas[1] - common
-    return torch.where(union > 0, common / union.where(union > 0, 1.0), 0.0)
+@torch.no_grad()
+def intersect(first: Tensor, second: Tensor) -> Tensor:
+    """Common area of each pair of rows: (P, 5), (P, 5) -> (P,) float64."""
+    parts = zip(first.double().split(PAIRS), second.double().split(PAIRS), strict=True)
+    common = torch.cat([_common_area(a, b) for a, b in parts])
+    return torch.minimum(common, torch.minimum(_areas(first), _areas(second)).double()).clamp_min(
+        0
+    )  # rounding
 
 
 def _common_area(first: Tensor, second: Tensor) -> Tensor:

@@ -5,30 +5,27 @@ for upright boxes. FCOS's four distances to the sides jump where a turned box's 
 left becomes right; so what is predicted is the way to the middle along x and y, the sides, the longer one first, and
 the cosine and sine of twice the angle, all of which change steadily as an oblong object turns.
 
-Boxes are learnt as Gaussians (ProbIoU: Murrugarra-Llerena et al. 2024, arXiv:2106.06072). A square's Gaussian is round and says nothing of its angle: the angle's
-own term, whose period is 180 degrees for long boxes and 90 degrees for squares, does.
+Boxes are learnt as Gaussians (ProbIoU: Murrugarra-Llerena et al. 2024, arXiv:2106.06072). A square's Gaussian is round
+and says nothing of its angle: the angle's own term, of period 180 degrees for long boxes and 90 for squares, does.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image, remove_small_boxes, sigmoid_focal_loss
+from torchvision.ops import clip_boxes_to_image, remove_small_boxes, sigmoid_focal_loss
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from datamodules.objects import Target
 from visionsft.errors import ConfigError
 from visionsft.models.detections import Detections
+from visionsft.models.heads.detection import LevelPyramid, Size
 from visionsft.models.rotated import canonicalise, enclose, rotated_nms
-
-Size = tuple[int, int]
-"""(height, width) of an image without its padding."""
 
 PRIOR = 0.01
 """Class probability of an untrained head (Lin et al. 2017)."""
@@ -101,15 +98,9 @@ class RotatedFcosHead(nn.Module):
             raise ConfigError(
                 f"head 'rotated_fcos': width {width} is no multiple of 32, the groups of its GroupNorm"
             )
-        nominal = [2 ** round(math.log2(stride)) for stride in strides]
-        if finest_stride not in nominal:
-            there = ", ".join(map(str, nominal))
-            raise ConfigError(
-                f"finest_stride {finest_stride}: the backbone has no such map; there are {there}"
-            )
-        self.first = nominal.index(finest_stride)
-        self.fpn = FeaturePyramidNetwork(list(channels[self.first :]), width, LastLevelP6P7(width, width))
-        self.strides = (*strides[self.first :], 2 * strides[-1], 4 * strides[-1])
+        self.pyramid = LevelPyramid(
+            channels, strides, width=width, finest_stride=finest_stride, extra=LastLevelP6P7(width, width)
+        )
         self.class_tower, self.box_tower = _tower(width, convs), _tower(width, convs)
         self.classes = _last(width, num_classes, [math.log(PRIOR / (1 - PRIOR))] * num_classes)
         self.boxes = _last(width, 6, [0, 0, math.log(TYPICAL_SIDE), 0, 1, 0])
@@ -126,15 +117,14 @@ class RotatedFcosHead(nn.Module):
         All float32. Boxes: the way to the middle, x and y, and the sides w >= h, in strides; cosine and sine of
         twice the angle, times any length.
         """
-        named = OrderedDict((str(i), each) for i, each in enumerate(maps[self.first :]))
-        levels = list(self.fpn(named).values())
+        levels = self.pyramid(maps)
         by_class = [self.class_tower(level) for level in levels]
         by_box = [self.box_tower(level) for level in levels]
         logits, raw, centreness = (
             torch.cat([layer(each).float().flatten(2).transpose(1, 2) for each in features], 1)
             for layer, features in ((self.classes, by_class), (self.boxes, by_box), (self.centreness, by_box))
         )
-        return logits, _activate(raw), centreness[..., 0], build_grid(levels, self.strides)
+        return logits, _activate(raw), centreness[..., 0], build_grid(levels, self.pyramid.strides)
 
     def losses(
         self, maps: list[Tensor], sizes: Sequence[Size], targets: Sequence[Target]
@@ -341,8 +331,8 @@ def _box_losses(found: Tensor, truth: Tensor, weights: Tensor) -> dict[str, Tens
 def gaussian_distance(found: Tensor, truth: Tensor) -> Tensor:
     """(P, 6), (P, 6) -> (P,) in 0..1: Hellinger distance of the boxes' Gaussians, 1 - ProbIoU.
 
-    Rows are x, y, w, h, cosine and sine of twice the angle times any length. A Gaussian has the box's middle, and the variances
-    of what is evenly spread in it: w ** 2 / 12 and h ** 2 / 12 along its sides.
+    Rows are x, y, w, h, cosine and sine of twice the angle times any length. A Gaussian has the box's middle, and
+    the variances of what is evenly spread in it: w ** 2 / 12 and h ** 2 / 12 along its sides.
     """
     (xx, yy, xy), (other_xx, other_yy, other_xy) = _covariance(found), _covariance(truth)
     xx, yy, xy = xx + other_xx, yy + other_yy, xy + other_xy
