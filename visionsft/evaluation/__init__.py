@@ -4,6 +4,18 @@ from visionsft.evaluation.area import estimate_areas, pixel_area
 from visionsft.evaluation.calibrating import calibrate
 from visionsft.evaluation.comparison import Pair, compare
 from visionsft.evaluation.counts import Counts, load_counts
+from visionsft.evaluation.detection_counts import (
+    DetectionCounts,
+    load_detection_counts,
+    save_detection_counts,
+)
+from visionsft.evaluation.detection_errors import DetectionErrors, break_down_errors
+from visionsft.evaluation.detection_intervals import DetectionIntervals, bootstrap_detections
+from visionsft.evaluation.detection_scores import (
+    DetectionScores,
+    precision_recall_curves,
+    score_detections,
+)
 from visionsft.evaluation.evaluating import Evaluation, evaluate
 from visionsft.evaluation.gates import Judgement, Verdict, judge
 from visionsft.evaluation.intervals import SegmentationIntervals, segmentation_intervals
@@ -24,6 +36,10 @@ from visionsft.evaluation.thresholds import choose_thresholds
 
 __all__ = [
     "Counts",
+    "DetectionCounts",
+    "DetectionErrors",
+    "DetectionIntervals",
+    "DetectionScores",
     "Evaluation",
     "Example",
     "Judgement",
@@ -33,6 +49,8 @@ __all__ = [
     "SegmentationIntervals",
     "Slices",
     "Verdict",
+    "bootstrap_detections",
+    "break_down_errors",
     "calibrate",
     "choose_thresholds",
     "colourise",
@@ -45,11 +63,15 @@ __all__ = [
     "evaluate",
     "judge",
     "load_counts",
+    "load_detection_counts",
     "load_temperature",
     "measure_robustness",
     "overlay",
     "pixel_area",
+    "precision_recall_curves",
     "reliability_figure",
+    "save_detection_counts",
+    "score_detections",
     "segmentation_intervals",
     "slice_counts",
 ]

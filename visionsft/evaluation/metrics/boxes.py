@@ -94,11 +94,6 @@ class BoxTable:
                 raise ValueError(f"{name}: the labels {wrong.tolist()}; allowed are 0..{classes - 1}")
         return table
 
-    @property
-    def positives(self) -> NDArray[np.int64]:
-        """(I, K) objects in truth."""
-        return count_labels(self.truth_image, self.truth_labels, images=self.images, classes=self.classes)
-
 
 def count_labels(
     image: NDArray[np.int64], labels: NDArray[np.int64], *, images: int, classes: int
