@@ -47,8 +47,13 @@ class Grid:
     """(L, 2) float32 x, y in pixels."""
     strides: Tensor
     """(L,) float32 of each one's level, in pixels."""
-    counts: tuple[int, ...]
-    """Positions of each level."""
+    shapes: tuple[Size, ...]
+    """Rows and columns of each level; its positions follow row by row."""
+
+    @property
+    def counts(self) -> list[int]:
+        """Positions of each level."""
+        return [rows * columns for rows, columns in self.shapes]
 
     def within(self, size: Size) -> Tensor:
         """(L,) bool: in the image, not in its padding."""
@@ -130,6 +135,10 @@ class RotatedFcosHead(nn.Module):
         self, maps: list[Tensor], sizes: Sequence[Size], targets: Sequence[Target]
     ) -> dict[str, Tensor]:
         """Maps (B, channels[i], h_i, w_i), finest first -> scalars float32; the loss is their sum."""
+        if any("turned" not in target for target in targets):
+            raise ConfigError(
+                "head 'rotated_fcos': the data gives upright boxes only; set turned of the data"
+            )
         logits, boxes, centreness, grid = self.predict(maps)
         aim = assign(grid, sizes, targets, radius=self.centre_radius)
         counted, positive = aim.labels > -2, aim.labels >= 0
@@ -168,10 +177,10 @@ class RotatedFcosHead(nn.Module):
         kept = rotated_nms(found.turned, found.scores, found.labels, self.nms)
         return found.take(kept[: self.detections_per_image])
 
-    def _candidates(self, scores: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _candidates(self, scores: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
         """(L, K) -> positions and classes (C,), (C,) of each level's best scores that reach the threshold."""
         chosen, start, classes = [], 0, scores.shape[1]
-        for level in scores.split(list(counts)):
+        for level in scores.split(counts):
             best, index = level.flatten().topk(min(self.candidates, level.numel()))
             chosen.append(index[best > self.score_threshold] + start * classes)
             start += len(level)
@@ -214,9 +223,9 @@ def build_grid(levels: Sequence[Tensor], strides: Sequence[float]) -> Grid:
         )
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         points.append(torch.stack([x, y], -1).view(-1, 2))
-    counts = tuple(map(len, points))
-    each = torch.tensor(strides, dtype=torch.float32).repeat_interleave(torch.tensor(counts))
-    return Grid(torch.cat(points), each.to(points[0].device), counts)
+    each = torch.tensor(strides, dtype=torch.float32).repeat_interleave(torch.tensor([*map(len, points)]))
+    shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
+    return Grid(torch.cat(points), each.to(points[0].device), shapes)
 
 
 def _decode(boxes: Tensor, grid: Grid, positions: Tensor) -> Tensor:
@@ -267,41 +276,58 @@ def assign(grid: Grid, sizes: Sequence[Size], targets: Sequence[Target], *, radi
 
 def _owners(grid: Grid, size: Size, turned: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     """The object of each position, -1 for none, and its centre-ness there: (L,), (L,)."""
-    owner = torch.full((len(grid.points),), -1, device=grid.points.device)
-    quality = torch.zeros(len(grid.points), device=grid.points.device)
-    steps = [grid.strides[sum(grid.counts[:i])] for i in range(len(grid.counts))]
-    limits = LARGEST * torch.stack(steps[:-1])
-    level = ((turned[:, 2] * turned[:, 3]).sqrt()[:, None] > limits).sum(1)
-    ends = torch.tensor([0, *grid.counts]).cumsum(0).tolist()
-    for i, stride in enumerate(steps):
-        members = (level == i).nonzero()[:, 0]
-        if len(members):
-            part = slice(ends[i], ends[i + 1])
-            best, found, owned = _choose(grid.points[part], turned[members], stride, size, radius)
-            owner[part] = torch.where(found, members[best], -1)
-            quality[part] = owned
+    starts = torch.tensor([0, *grid.counts[:-1]], device=turned.device).cumsum(0)
+    steps = grid.strides[starts]
+    level = ((turned[:, 2] * turned[:, 3]).sqrt()[:, None] > LARGEST * steps[:-1]).sum(1)
+    stride = steps[level][:, None]
+    half = torch.maximum(turned[:, 2:4] / 2, NEAREST * stride)
+    x, y = turned[:, :1], turned[:, 1:2]
+    seen = (x >= 0) & (y >= 0) & (x < size[1]) & (y < size[0])
+    reach = torch.where(seen, torch.minimum(half, max(radius, NEAREST) * stride), half)
+    around = enclose(torch.cat([turned[:, :2], 2 * reach, turned[:, 4:]], 1))
+    shapes = torch.tensor(grid.shapes, device=turned.device)[level]
+    cell, object = _cells(around / stride, shapes)
+    position = starts[level][object] + cell
+    way = _way(grid.points[position], turned[object])
+    inside = (way < reach[object]).all(1)
+    position, object, way = position[inside], object[inside], way[inside]
+    chosen = _smallest(position, object, turned, len(grid.points))
+    owner = torch.full((len(grid.points),), -1, device=turned.device)
+    quality = torch.zeros(len(grid.points), device=turned.device)
+    own = half[object[chosen]]
+    owner[position[chosen]] = object[chosen]
+    quality[position[chosen]] = ((own - way[chosen]) / (own + way[chosen])).prod(1).sqrt()
     return owner, quality
 
 
-def _choose(
-    points: Tensor, turned: Tensor, stride: Tensor, size: Size, radius: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one level (L, 2), stride (): which of N >= 1 objects, whether one at all, and its centre-ness: (L,) each."""
-    away = points[:, None] - turned[:, :2]
+def _cells(around: Tensor, shapes: Tensor) -> tuple[Tensor, Tensor]:
+    """Which cells of a level have their middle in which boxes: the cell, row by row, and the box: (P,), (P,).
+
+    around: (N, 4) in strides; shapes: (N, 2) rows and columns of each one's level.
+    """
+    low = (around[:, :2] - 0.5).ceil().long().clamp_min(0)
+    high = torch.minimum((around[:, 2:] - 0.5).floor().long(), shapes.flip(1) - 1)
+    columns, rows = (high - low + 1).clamp_min(0).unbind(1)
+    count = columns * rows
+    box = torch.arange(len(around), device=around.device).repeat_interleave(count)
+    within = torch.arange(len(box), device=around.device) - (count.cumsum(0) - count)[box]
+    row, column = low[box, 1] + within // columns[box], low[box, 0] + within % columns[box]
+    return row * shapes[box, 1] + column, box
+
+
+def _way(points: Tensor, turned: Tensor) -> Tensor:
+    """(P, 2), (P, 5) -> (P, 2): how far along w and along h each point is from the middle of its box."""
+    x, y = (points - turned[:, :2]).unbind(1)
     cos, sin = turned[:, 4].cos(), turned[:, 4].sin()
-    along = away[..., 0] * cos + away[..., 1] * sin
-    across = away[..., 1] * cos - away[..., 0] * sin
-    way = torch.stack([along, across], -1).abs()  # (L, N, 2)
-    half = (turned[:, 2:4] / 2).clamp_min(NEAREST * stride)
-    x, y = turned[:, 0], turned[:, 1]
-    seen = (x >= 0) & (y >= 0) & (x < size[1]) & (y < size[0])
-    reach = torch.where(seen, radius * stride, torch.inf)
-    inside = (way < torch.minimum(half, reach[:, None].clamp_min(NEAREST * stride))).all(-1)
-    area = (turned[:, 2] * turned[:, 3]).expand_as(inside).masked_fill(~inside, torch.inf)
-    best = area.argmin(1)
-    nearest, own = way[torch.arange(len(points), device=points.device), best], half[best]
-    centreness = ((own - nearest).clamp_min(0) / (own + nearest)).prod(-1).sqrt()
-    return best, inside.any(1), centreness
+    return torch.stack([x * cos + y * sin, y * cos - x * sin], 1).abs()
+
+
+def _smallest(position: Tensor, object: Tensor, turned: Tensor, positions: int) -> Tensor:
+    """Of pairs (P,), (P,): the indices of those with the smallest object of their position."""
+    rank = (turned[:, 2] * turned[:, 3]).argsort(stable=True).argsort()[object]
+    least = torch.full((positions,), len(turned), device=turned.device)
+    least = least.scatter_reduce(0, position, rank, "amin")
+    return (least[position] == rank).nonzero()[:, 0]
 
 
 def _inside_any(points: Tensor, regions: Tensor) -> Tensor:

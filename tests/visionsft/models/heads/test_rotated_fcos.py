@@ -112,6 +112,32 @@ def test_larger_objects_belong_to_coarser_levels_and_the_smallest_wins() -> None
     assert torch.equal(both.boxes[shared][:, 3], torch.full((int(shared.sum()),), 3.0))
 
 
+def test_positions_and_objects_as_one_by_one() -> None:
+    """Against a loop over all pairs, with objects that overlap, lie beside the image or have no size to speak of."""
+    draw = torch.Generator().manual_seed(0)
+    scale, start = torch.tensor([260.0, 220, 90, 90, 3]), torch.tensor([-30.0, -30, 0.1, 0.1, -1.5])
+    rows = torch.rand((80, 5), generator=draw) * scale + start
+    grid, boxes = make_grid(192, 256), canonicalise(rows)
+    aim = assign(grid, [(160, 200)], [make_target(rows.tolist())], radius=1.5)
+    labels, owners = [], []
+    for (x, y), stride in zip(grid.points.tolist(), grid.strides.tolist(), strict=True):
+        chosen, least = None, math.inf
+        for i, (cx, cy, w, h, angle) in enumerate(boxes.tolist()):
+            level = next((s for s in STRIDES if math.sqrt(w * h) <= 8 * s), STRIDES[-1])
+            reach = 1.5 * stride if 0 <= cx < 200 and 0 <= cy < 160 else math.inf
+            along = (x - cx) * math.cos(angle) + (y - cy) * math.sin(angle)
+            across = (y - cy) * math.cos(angle) - (x - cx) * math.sin(angle)
+            limits = [min(max(side / 2, 0.71 * stride), reach) for side in (w, h)]
+            if level == stride and abs(along) < limits[0] and abs(across) < limits[1] and w * h < least:
+                chosen, least = i, w * h
+        padding = x >= 200 or y >= 160
+        labels.append(-2 if padding else -1 if chosen is None else chosen % 2)
+        owners += [] if padding or chosen is None else [chosen]
+    assert aim.labels[0].tolist() == labels
+    assert len(owners) > 100
+    torch.testing.assert_close(aim.boxes, boxes[owners])
+
+
 def test_padding_and_ignored_regions_are_not_counted() -> None:
     grid = make_grid(128, 128)
     target = make_target([[40, 40, 30, 20, 0.4]], [[20, 20, 70, 70]])
@@ -262,6 +288,9 @@ def test_it_is_a_detector_s_head() -> None:
     )
     assert sum(losses.values()).isfinite()
     assert [each.turned.shape[1] for each in model.eval()(image)] == [5, 5]
+    upright = {name: each for name, each in make_target([]).items() if name != "turned"}
+    with pytest.raises(ConfigError, match="upright boxes only"):
+        model.losses(image[:1], [(96, 128)], [upright])
     with pytest.raises(ConfigError, match="width 20 is no multiple of 32"):
         make_head(width=20)
 
