@@ -28,23 +28,21 @@ from visionsft.models.detections import Detections
 SIZES = ((0.0, 1e10), (20.0**2, 35.0**2))
 
 
-def turn(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+def turn(boxes: NDArray[Any]) -> NDArray[np.float64]:
     """(N, 4) upright -> (N, 5) of angle 0."""
-    low, high = boxes[:, :2], boxes[:, 2:]
-    return np.column_stack([(low + high) / 2, high - low, np.zeros(len(boxes), np.float32)]).astype(
-        np.float32
-    )
+    low, high = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64)
+    return np.column_stack([(low + high) / 2, high - low, np.zeros(len(boxes))])
 
 
 def turned_rows(rows: list[ImageBoxes]) -> list[ImageBoxes]:
     return [dataclasses.replace(row, truth=turn(row.truth), found=turn(row.found)) for row in rows]
 
 
-def rotate(boxes: NDArray[np.float32], angle: float) -> NDArray[np.float32]:
-    """(N, 5) as seen after the image was turned about its origin."""
-    x, y, w, h, own = boxes.astype(np.float64).T
+def rotate(boxes: NDArray[Any], angle: float) -> NDArray[np.float64]:
+    """(N, 5) as seen after the image was turned about its origin; in float64, so that no IoU crosses a threshold."""
+    x, y, w, h, own = boxes.T
     cos, sin = math.cos(angle), math.sin(angle)
-    return np.column_stack([x * cos - y * sin, x * sin + y * cos, w, h, own + angle]).astype(np.float32)
+    return np.column_stack([x * cos - y * sin, x * sin + y * cos, w, h, own + angle])
 
 
 def evaluate(rows: list[ImageBoxes], classes: int, **options: Any) -> list[Any]:
