@@ -30,7 +30,8 @@ def header(path: Path) -> list[str]:
 
 def test_no_file_is_missed() -> None:
     files = {path for path in (ROOT / "configs").rglob("*") if path.is_file()}
-    assert files == {*CONFIGS, SCHEMA}
+    lists = {path for path in files if path.suffix == ".txt" and path.parent.with_suffix(".yaml") in CONFIGS}
+    assert files == {*CONFIGS, SCHEMA, *lists}
     assert ROOT / "configs" / "demo.yaml" in CONFIGS
 
 

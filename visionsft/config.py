@@ -164,6 +164,13 @@ class DetectionTask(_Task):
         "defaults are COCO's, by which nearly everything seen from above is small",
     )
 
+    match_iou: Annotated[float, Field(gt=0, le=1, strict=True)] = Field(
+        default=0.5, description="overlap from which a detection finds an object, in curves, recall and precision"
+    )
+    match_score: Share = Field(
+        default=0.5, description="certainty from which detections count in recall and precision"
+    )
+
     @model_validator(mode="after")
     def _limits_rise(self) -> Self:
         if self.size_limits[0] >= self.size_limits[1]:

@@ -38,7 +38,7 @@ from visionsft.evaluation.detection_scores import (
 from visionsft.evaluation.evaluating import WARNINGS, check_split, progress
 from visionsft.evaluation.intervals import Unit
 from visionsft.evaluation.metrics.boxes import ImageBoxes
-from visionsft.evaluation.mistaken import Mistaken, find_mistakes
+from visionsft.evaluation.mistaken import FOUND_IOU, FOUND_SCORE, Mistaken, find_mistakes
 from visionsft.evaluation.pictures import Rgb, detection_curves_figure, display
 from visionsft.files import atomic_path, sha256, write_text
 from visionsft.models.detections import Detections
@@ -111,12 +111,13 @@ def evaluate_detector(
         zip(truth, answered, strict=True), f"evaluating {split}", total=len(truth)
     ):
         counts.add(found, _target(objects), item=item, size=size)
+    iou, score = config.task.match_iou, config.task.match_score
     evaluation = DetectionEvaluation(
         run=run.name,
         split=split,
         checkpoint=checkpoint,
-        scores=score_detections(counts, size_limits=config.task.size_limits),
-        intervals=bootstrap_detections(counts, unit=group_by),
+        scores=score_detections(counts, size_limits=config.task.size_limits, iou=iou, score=score),
+        intervals=bootstrap_detections(counts, unit=group_by, iou=iou, score=score),
         counts=counts,
         folder=run.evaluation(split),
         skipped=len(data.skipped),
@@ -179,7 +180,7 @@ def _write(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoin
     false_alarms, misses = find_mistakes(evaluation.counts, limit=SHOWN)
     for name, mistakes, title in (
         ("false_alarms", false_alarms, "the most certain false alarms"),
-        ("misses", misses, "the largest objects that were missed (score below 0.3 or IoU below 0.5)"),
+        ("misses", misses, f"the largest objects that were missed (score below {FOUND_SCORE} or IoU below {FOUND_IOU})"),
     ):
         _save(_sheet(evaluation, data, mistakes, title), folder / f"{name}.png")
     write_text(
@@ -265,7 +266,7 @@ def _crop(data: DetectionDataModule, item: Item, boxes: ImageBoxes, mistake: Mis
     zoom = max(1, round(2 * CROP / max(picture.shape[:2])))
     size = (picture.shape[1] * zoom, picture.shape[0] * zoom)
     drawn = np.ascontiguousarray(cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST))
-    certain = boxes.found[boxes.scores >= 0.3]
+    certain = boxes.found[boxes.scores >= FOUND_SCORE]
     for group, colour in ((certain, (0, 0, 0)), (boxes.truth, (255, 255, 255)), (mistake.box[None], (220, 30, 0))):
         for box in ((group - (left, top, left, top)) * zoom).round().astype(int):
             cv2.rectangle(drawn, box[:2].tolist(), box[2:].tolist(), colour, max(1, zoom // 2 + 1))
