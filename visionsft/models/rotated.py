@@ -4,9 +4,9 @@ A turned box is cx, cy, w, h, angle as in `datamodules.objects.Objects.turned`: 
 from the x axis towards the y axis. (w, h, angle) and (h, w, angle + pi/2) are the same rectangle.
 
 torchvision has `box_iou(..., fmt="cxcywhr")` since 0.29 (compiled, angles in degrees, the other way round). It isn't
-used: earlier ones lack it, and even in float64 it gives many boxes that are nearly the same, turned by 1e-7 against each
-other as float32 rounds, 0.6, and boxes with sides of 1e-3 pixels 0.3 with themselves: benchmarks/rotated.py. It has no
-non-maximum suppression for turned boxes.
+used: earlier ones lack it, and even in float64 it gives many boxes that are nearly the same, turned by 1e-7 against
+each other as float32 rounds, 0.6, and boxes with sides of 1e-3 pixels 0.3 with themselves: benchmarks/rotated.py. It
+has no non-maximum suppression for turned boxes.
 """
 
 from __future__ import annotations

@@ -332,7 +332,7 @@ def _smallest(position: Tensor, object: Tensor, turned: Tensor, positions: int) 
 
 def _inside_any(points: Tensor, regions: Tensor) -> Tensor:
     """(L, 2), (M, 4) -> (L,) bool"""
-    return ((points[:, None] > regions[:, :2]) & (points[:, None] < regions[:, 2:])).all(-1).any(1)
+    return ((points[:, None] >= regions[:, :2]) & (points[:, None] < regions[:, 2:])).all(-1).any(1)
 
 
 # ------------------------------------------------------------------------------------------------------ losses

@@ -144,7 +144,7 @@ def test_padding_and_ignored_regions_are_not_counted() -> None:
     (labels,) = assign(grid, [(100, 80)], [target], radius=1.5).labels
     x, y = grid.points.unbind(1)
     padding = (x >= 80) | (y >= 100)
-    region = (x > 20) & (x < 70) & (y > 20) & (y < 70)
+    region = (x >= 20) & (x < 70) & (y >= 20) & (y < 70)
     assert (labels[padding] == -2).all()
     assert (labels[~padding & ~region] == -1).all()
     assert set(labels[region & ~padding].tolist()) == {0, -2}  # the object in it is still learnt
