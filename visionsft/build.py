@@ -74,6 +74,7 @@ def build_data(config: Config) -> DataModule:
         options["rare_class_crops"] = data.augment.rare_class_crops
     if isinstance(config, DetectionConfig):
         options["masks"] = isinstance(config, InstanceSegmentationConfig)
+        options["turned"] = isinstance(config.head, settings.RotatedFcosHead)
     return _MODULES[type(data)](
         **options,
         classes=None if data.classes is None else [_class(spec) for spec in data.classes],

@@ -155,7 +155,7 @@ class SegmentationTask(_Task):
 
 
 class DetectionTask(_Task):
-    """A box and a class for every object."""
+    """A box and a class for every object; turned boxes with the head rotated_fcos."""
 
     kind: Literal["detection"]
     size_limits: tuple[Rate, Rate] = Field(
@@ -322,12 +322,21 @@ class FasterRcnnHead(_AnchorHead):
     hidden: Positive = Field(default=1024, description="features of a proposal")
 
 
+class RotatedFcosHead(FcosHead):
+    """Turned boxes, for labels that have them or have outlines."""
+
+    name: Literal["rotated_fcos"]  # type: ignore[assignment]
+    nms: Share = Field(default=0.2, description="IoU above which the less certain box of a class is dropped")
+    detections_per_image: Positive = 300
+
+
 class MaskRcnnHead(FasterRcnnHead):
     name: Literal["mask_rcnn"] = "mask_rcnn"  # type: ignore[assignment]
 
 
 DetectionHead = Annotated[
-    FcosHead | RetinaNetHead | FasterRcnnHead, Field(discriminator="name"), _by_default("name", "fcos")
+    FcosHead | RotatedFcosHead | RetinaNetHead | FasterRcnnHead,
+    Field(discriminator="name"), _by_default("name", "fcos")
 ]
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from visionsft.models.detections import Detections
-from visionsft.models.detector import DetectionModel, create_detector
+from visionsft.models.detector import DETECTION_HEADS, DetectionModel, create_detector
 from visionsft.models.heads import HEADS
-from visionsft.models.heads.detection import DETECTION_HEADS
 from visionsft.models.losses import build_loss, class_weights
 from visionsft.models.model import SegmentationModel, create_model
 from visionsft.models.pyramid import SimpleFeaturePyramid

@@ -10,9 +10,20 @@ from torch import Tensor, nn
 from datamodules.objects import Target
 from visionsft.errors import ConfigError
 from visionsft.models.detections import Detections
-from visionsft.models.heads.detection import DETECTION_HEADS, Size
+from visionsft.models.heads.detection import FasterRcnnHead, FcosHead, MaskRcnnHead, RetinaNetHead, Size
+from visionsft.models.heads.rotated_fcos import RotatedFcosHead
 from visionsft.models.model import FeatureExtractor, build_head, has_one_stride, head_class
 from visionsft.models.pyramid import SimpleFeaturePyramid
+
+
+DETECTION_HEADS: dict[str, type[nn.Module]] = {
+    "fcos": FcosHead,
+    "retinanet": RetinaNetHead,
+    "faster_rcnn": FasterRcnnHead,
+    "mask_rcnn": MaskRcnnHead,
+    "rotated_fcos": RotatedFcosHead,
+}
+"""Built-in heads of detectors; called with (channels, strides, num_classes, *, options)."""
 
 
 class Detector(Protocol):

@@ -162,7 +162,7 @@ def _predictor(
         names = [_changed(scenes), _changed(frames), "engine" if engine != "local" else ""]
         if said := ", ".join(filter(None, names)):
             raise ConfigError(f"{said}: for class maps; this run was trained to detect objects")
-        return detection_predictor(loaded, objects, overlay=overlay)
+        return detection_predictor(loaded, objects, overlay=overlay, turned_iou=overlap_of_turned)
     if given := _changed(objects):
         raise ConfigError(f"{given}: for detection; this run was trained to make class maps")
     if isinstance(loaded.data, GeoTiffDataModule):

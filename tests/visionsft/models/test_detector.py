@@ -20,7 +20,7 @@ from backbones import create_backbone
 from datamodules.objects import Target
 from visionsft.errors import ConfigError
 from visionsft.models.detector import DetectionModel, create_detector
-from visionsft.models.heads.detection import DETECTION_HEADS, centred_in, mostly_in
+from visionsft.models.heads.detection import centred_in, mostly_in
 
 CLASSES, WIDTH = 3, 64
 RATIOS = (0.25, 1.0, 4.0)  # whose sides are whole numbers, as torchvision's anchors are
@@ -158,7 +158,7 @@ def padded(images: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_vit"])
-@pytest.mark.parametrize("head", DETECTION_HEADS)
+@pytest.mark.parametrize("head", UPRIGHT)
 def test_a_step_of_real_backbones_in_bfloat16(head: str, name: str) -> None:
     """Every head parameter gets a finite gradient at a size off the grid; detections lie in their images."""
     size, sizes = (75, 101), [(75, 101), (50, 60)]
@@ -316,7 +316,7 @@ def test_masks_need_outlines() -> None:
     assert found.masks.shape == (len(found), 50, 90)
 
 
-@pytest.mark.parametrize("head", DETECTION_HEADS)
+@pytest.mark.parametrize("head", UPRIGHT)
 def test_patches_of_14_have_anchors_where_they_are(head: str) -> None:
     """Their maps' strides are 3.5, 7, 14 and 28: a rounded stride would shift the far corner by an eighth."""
 

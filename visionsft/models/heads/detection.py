@@ -561,12 +561,3 @@ class MaskRcnnHead(FasterRcnnHead):
     def _detections(self, found: dict[str, Tensor], size: Size) -> Detections:
         masks = paste_masks_in_image(found["masks"], found["boxes"], size)[:, 0]
         return replace(super()._detections(found, size), masks=masks)
-
-
-DETECTION_HEADS: dict[str, type[nn.Module]] = {
-    "fcos": FcosHead,
-    "retinanet": RetinaNetHead,
-    "faster_rcnn": FasterRcnnHead,
-    "mask_rcnn": MaskRcnnHead,
-}
-"""Built-in heads of detectors; called with (channels, strides, num_classes, *, options)."""
