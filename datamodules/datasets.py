@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from datamodules.augment import Augment
 from datamodules.batch import IGNORE, Batch, Item, Sample, Window
 from datamodules.objects import DetectionSample, Objects
-from datamodules.sampling import SampleKey, WindowPlan
+from datamodules.sampling import SampleKey
 from datamodules.statistics import Normalisation
 from datamodules.views import clip, frame_of, meeting, middles_inside, move, set_aside, shift, to_target
 
@@ -44,7 +44,7 @@ class TrainingDataset(Dataset[Sample]):
     """Augmented windows, drawn by a plan; indexed by `SampleKey`."""
 
     def __init__(
-        self, *, plan: WindowPlan, reader: Reader, augment: Augment, normalisation: Normalisation
+        self, *, plan: Plan, reader: Reader, augment: Augment, normalisation: Normalisation
     ) -> None:
         self.plan = plan
         self.reader = reader
