@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backbones.backbone import Backbone
 from backbones.catalogue import BackboneRow, LayerRow, describe_layers, list_backbones
+from backbones.cutting import Cut, cut_backbone
 from backbones.depthwise import accelerate_depthwise
 from backbones.errors import BackboneError, WeightsError
 from backbones.factory import create_backbone
@@ -15,6 +16,7 @@ __all__ = [
     "Backbone",
     "BackboneError",
     "BackboneRow",
+    "Cut",
     "LayerRow",
     "Stage",
     "WeightsError",
@@ -22,6 +24,7 @@ __all__ = [
     "accelerate_depthwise",
     "add_lora",
     "create_backbone",
+    "cut_backbone",
     "describe_layers",
     "list_backbones",
     "merge_lora",

@@ -30,7 +30,7 @@ from visionsft.models import SegmentationModel, create_model
 from visionsft.models.losses import build_loss
 from visionsft.training.precision import DTYPES, resolve
 from visionsft.training.strategies import FeatureBasedStrategy, FullStrategy, LayerwiseStrategy, Strategy
-from visionsft.training.tasks import SegmentationModule
+from visionsft.training.tasks import Optimization, SegmentationModule
 
 NAME, CLASSES, SIZE, BATCH = "tf_efficientnet_lite0", 11, (256, 256), 8
 STRATEGIES: dict[str, Strategy] = {
@@ -95,7 +95,7 @@ def measure(
     """Median seconds a step: (visionsft's, by hand)."""
     model = build_model(strategy)
     task = SegmentationModule(
-        model, make_loss(), class_names=[str(k) for k in range(CLASSES)], strategy=strategy
+        model, make_loss(), class_names=[str(k) for k in range(CLASSES)], optimization=Optimization(strategy)
     )
     interleave = Interleave(by_hand(name), batch, steps)
     trainer = lightning.Trainer(

@@ -133,7 +133,11 @@ class Classes:
         """
         self._check_form(values, source)
         codes = _pack(values) if values.ndim == 3 else values
-        if codes.dtype.kind in "iu" and codes.min() >= 0 and codes.max() < _TABLE_SIZE:
+        if codes.dtype == np.uint8:
+            # several times as fast as numpy, which makes 64-bit indices of the codes first
+            table = np.take(self._table, np.arange(256), mode="clip")
+            mask = np.asarray(cv2.LUT(np.ascontiguousarray(codes), table), np.uint8)
+        elif codes.dtype.kind in "iu" and codes.min() >= 0 and codes.max() < _TABLE_SIZE:
             mask = np.take(self._table, codes, mode="clip")  # the table's last entry stands for all above it
         else:
             mask = self._search(codes)

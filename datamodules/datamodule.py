@@ -44,6 +44,7 @@ from datamodules.statistics import (
     fingerprint,
     suggest_scale,
 )
+from datamodules.supertiles import SuperTilePlan
 
 GUARDED = 32
 """Files at most whose values are looked at before a prediction."""
@@ -84,8 +85,8 @@ class DataModule(LightningDataModule):
         cache_dir: str | Path | None,
     ) -> None:
         super().__init__()
-        _check_choice("normalise", normalise, ("weights", "data"))
-        _check_choice("on_error", on_error, ("stop", "skip"))
+        check_choice("normalise", normalise, ("weights", "data"))
+        check_choice("on_error", on_error, ("stop", "skip"))
         self.root = Path(root)
         self.normalise = normalise
         self.scale = scale
@@ -138,6 +139,11 @@ class DataModule(LightningDataModule):
     def _facts(self) -> dict[str, object]:
         """Everything beside files, classes and bands that changes what is read from them."""
 
+    def _sampler(self, dataset: Dataset[Any]) -> EpochSampler:
+        """The order of an epoch."""
+        rank, world = rank_of_process()
+        return EpochSampler(cast(Sized, dataset), seed=self.seed, rank=rank, world=world)
+
     def _outlines(self) -> list[dict[str, Any]]:
         """Where the items lie on the ground: {"id", "split", "outline": WKT in degrees}; none unless known."""
         return []
@@ -156,7 +162,7 @@ class DataModule(LightningDataModule):
         Outside Lightning, call `loader.sampler.set_epoch(epoch)` before each epoch.
         """
         dataset = self.training_dataset()
-        sampler = EpochSampler(cast(Sized, dataset), seed=self.seed, rank=_rank()[0], world=_rank()[1])
+        sampler = self._sampler(dataset)
         # a last batch of few samples would upset batch norm
         return self._loader(dataset, self.batch_size, sampler, drop_last=len(sampler) > self.batch_size)
 
@@ -402,16 +408,41 @@ class SegmentationDataModule(DataModule):
             regions = near_labels(regions, positions)
             if not any(region.area for region in regions):
                 raise DataError(f"{self.root}: no valid pixel of the training split is labelled")
-        plan = WindowPlan(
+        return TrainingDataset(
+            plan=self._plan(regions, positions),
+            reader=self._training_reader(),
+            augment=self.augment,
+            normalisation=self.normalisation,
+        )
+
+    def _sampler(self, dataset: Dataset[Any]) -> EpochSampler:
+        """Windows of one read come near each other."""
+        assert isinstance(dataset, TrainingDataset)
+        if not isinstance(dataset.plan, SuperTilePlan):
+            return super()._sampler(dataset)
+        rank, world = rank_of_process()
+        return EpochSampler(
+            dataset,
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            batch_size=self.batch_size,
+            order=dataset.plan.order,
+        )
+
+    def _training_reader(self) -> Reader:
+        """Reads the items of the train split for training."""
+        return self._reader()
+
+    def _plan(self, regions: list[Region], positions: ClassPositions | None) -> WindowPlan:
+        """Which windows an epoch shows."""
+        return WindowPlan(
             regions,
             size=self.augment.reach,
             length=self.samples_per_epoch or samples_to_cover(regions, self.chip),
             min_valid=self.min_valid,
             positions=positions,
             rare_share=self.rare_class_crops,
-        )
-        return TrainingDataset(
-            plan=plan, reader=self._reader(), augment=self.augment, normalisation=self.normalisation
         )
 
     def _collect(self, key: str) -> Statistics:
@@ -431,12 +462,12 @@ class SegmentationDataModule(DataModule):
         )
 
 
-def _check_choice(name: str, given: str, allowed: Sequence[str]) -> None:
+def check_choice(name: str, given: str, allowed: Sequence[str]) -> None:
     if given not in allowed:
         raise DataError(f"{name} is {given!r}; allowed: {', '.join(allowed)}")
 
 
-def _rank() -> tuple[int, int]:
+def rank_of_process() -> tuple[int, int]:
     """This process's rank and the number of processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -13,31 +13,12 @@ from torch.utils.data import Dataset
 from datamodules.augment import Augment
 from datamodules.batch import IGNORE, Batch, Item, Sample, Window
 from datamodules.objects import DetectionSample, Objects
+from datamodules.readers import RawSample as RawSample
+from datamodules.readers import Reader as Reader
 from datamodules.sampling import SampleKey
 from datamodules.statistics import Normalisation
+from datamodules.supertiles import SuperTilePlan, SuperTiles
 from datamodules.views import clip, frame_of, meeting, middles_inside, move, set_aside, shift, to_target
-
-
-@dataclass(frozen=True)
-class RawSample:
-    """What a reader finds in the files: native values, not normalised."""
-
-    values: np.ndarray
-    """(C, H, W), the files' own dtype; arbitrary where not valid."""
-    valid: np.ndarray
-    """(H, W) bool: measured."""
-    mask: np.ndarray
-    """(H, W) uint8 class index; 255 where unlabelled, nodata or not valid."""
-
-
-class Reader(Protocol):
-    """Reads an item's pixels; picklable, and without open files until a process reads for the first time."""
-
-    def read(self, item: Item) -> RawSample:
-        """The item's window, or its whole file; the mask is all 255 where the item has no label."""
-
-    def read_mask(self, item: Item) -> np.ndarray:
-        """(H, W) uint8: the mask alone."""
 
 
 class TrainingDataset(Dataset[Sample]):
@@ -50,6 +31,7 @@ class TrainingDataset(Dataset[Sample]):
         self.reader = reader
         self.augment = augment
         self.normalisation = normalisation
+        self.tiles = SuperTiles(plan, reader) if isinstance(plan, SuperTilePlan) else None
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -57,12 +39,16 @@ class TrainingDataset(Dataset[Sample]):
     def __getitem__(self, key: SampleKey) -> Sample:
         rng = key.rng()
         item, centre = self.plan.draw(key, rng)
-        raw = self.reader.read(item)
+        raw = self.read(key, item)
         pixels = np.ascontiguousarray(raw.values.transpose(1, 2, 0))  # (H, W, C) for OpenCV
         pixels, mask, valid = self.augment.geometry(pixels, raw.mask, raw.valid, rng=rng, centre=centre)
         image = self.normalisation(pixels.transpose(2, 0, 1), valid)
         image = self.augment.photometry(image, valid, rng=rng)
         return to_sample(image, mask, valid, item)
+
+    def read(self, key: SampleKey, item: Item) -> RawSample:
+        """The native pixels of a sample's item, as the plan has drawn it."""
+        return self.reader.read(item) if self.tiles is None else self.tiles.read(key, item)
 
 
 class EvaluationDataset(Dataset[Sample]):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,8 +16,9 @@ from torch.utils.data import Dataset
 from datamodules.augment import Augment
 from datamodules.batch import IGNORE, Item, Sample, Window
 from datamodules.classes import Classes, ClassSpec, Value, legend_of_texts
-from datamodules.datamodule import SegmentationDataModule
+from datamodules.datamodule import SegmentationDataModule, check_choice
 from datamodules.datasets import EvaluationDataset
+from datamodules.decoded import SIDE, Layout, open_decoded
 from datamodules.errors import DataError
 from datamodules.labels import (
     Labels,
@@ -28,10 +31,12 @@ from datamodules.labels import (
     states_beside,
 )
 from datamodules.layouts import Listing, geotiff
-from datamodules.raster import Grid, Header, read_header
-from datamodules.sampling import Region
-from datamodules.scenes import Scene, SceneModule, check_has_crs, listed
+from datamodules.raster import Grid, Header
+from datamodules.sampling import ClassPositions, Region, WindowPlan, samples_to_cover
+from datamodules.scenes import Scene, SceneModule, SceneReader, check_has_crs, listed
 from datamodules.splits import FolderSplit, PlaceSplit, Split, Splits
+from datamodules.statistics import fingerprint
+from datamodules.supertiles import SuperTilePlan
 from datamodules.tiling import Tile, tile, widen
 
 if TYPE_CHECKING:
@@ -40,6 +45,9 @@ if TYPE_CHECKING:
 
 class GeoTiffDataModule(SceneModule, SegmentationDataModule):
     """Scenes and their labels below `root`: random windows to train on, a grid of windows to evaluate on."""
+
+    _shares_reads = True
+    """False: each training window is drawn and read alone, as a reference."""
 
     def __init__(
         self,
@@ -69,6 +77,8 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
         on_error: Literal["stop", "skip"] = "stop",
         seed: int = 0,
         cache_dir: str | Path | None = None,
+        cache: Literal["none", "ram", "disk"] = "none",
+        cache_limit: int | None = None,
     ) -> None:
         """images, labels: see `datamodules.layouts.geotiff.scan`; labels with the suffix of a vector file
         (.geojson, .gpkg, .shp, .fgb, .parquet) are shapes, whose classes' values are those of a column.
@@ -82,7 +92,10 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
         min_valid: smallest share of valid pixels of a training window, except near sparse labels.
         rare_class_crops: share of training windows centred on a pixel of a class drawn uniformly.
         on_error: 'skip' reads every file once before training, and leaves out what fails.
+        cache: where unpacked training scenes are kept, so that later epochs needn't unpack them again; scenes
+        that are resampled aren't. cache_limit: bytes; default: half of what is free.
         """
+        check_choice("cache", cache, ("none", "ram", "disk"))
         super().__init__(
             root,
             chip=(chip, chip),
@@ -118,6 +131,8 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
             self.bands = tuple(use_bands)
         self.nodata = nodata
         self.resolution = resolution
+        self.cache = cache
+        self.cache_limit = cache_limit
         self.eval_overlap = eval_overlap
         self._scenes: dict[str, Scene] = {}
         self._regions: list[Region] | None = None
@@ -136,6 +151,7 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
         items = [item for item in items if item.id in headers]
         with_crs = sum(header.grid.crs is not None for header in headers.values())
         scenes = self._each(items, lambda item: self._labelled_scene(item, headers[item.id], with_crs))
+        self._index.keep()  # with the headers of the labels
         self._scenes = {headers[id].path: scene for id, scene in scenes.items()}
         items = self._with_shapes([item for item in items if item.id in scenes])
         self.notes += [
@@ -165,6 +181,58 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
         """Where labels are sparse, windows show all of the scene around them."""
         region = super()._region(item, footprint)
         return replace(region, ground=self._scenes[item.image].grid.window) if self.sparse else region
+
+    def _training_reader(self) -> SceneReader:
+        if self.cache == "none":
+            return self._reader()
+        facts = {"classes": self.classes.specs, "ignore": self.classes.ignore} | self._facts()
+        layouts = {
+            item.image: self._layout(item, facts)
+            for item in self.items["train"]
+            if self._scenes[item.image].grid is self._scenes[item.image].header.grid
+        }
+        decoded, notes = open_decoded(
+            layouts, kind=self.cache, limit=self.cache_limit, folder=self._cache_path("decoded")
+        )
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        return SceneReader(self._scenes, decoded)
+
+    def _layout(self, item: Item, facts: Mapping[str, object]) -> Layout:
+        scene = self._scenes[item.image]
+        block = scene.header.block
+        height = -(-SIDE // block[0]) * block[0]
+        cell = (
+            (max(1, SIDE * SIDE // block[1]), block[1])
+            if scene.header.striped
+            else (height, -(-SIDE // block[1]) * block[1])
+        )
+        paths = filter(None, (item.image, item.label))
+        return Layout(
+            key=fingerprint(
+                [replace(item, window=None)], root=self.root, facts={**facts, "bands": scene.bands}
+            )[:32],
+            bands=len(scene.bands),
+            height=scene.grid.height,
+            width=scene.grid.width,
+            dtype=scene.header.dtype,
+            cell=cell,
+            state=tuple((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths),
+        )
+
+    def _plan(self, regions: list[Region], positions: ClassPositions | None) -> WindowPlan:
+        if not self._shares_reads:
+            return super()._plan(regions, positions)
+        return SuperTilePlan(
+            regions,
+            [self._scenes[region.item.image].store for region in regions],
+            size=self.augment.reach,
+            length=self.samples_per_epoch or samples_to_cover(regions, self.chip),
+            batch_size=self.batch_size,
+            min_valid=self.min_valid,
+            positions=positions,
+            rare_share=self.rare_class_crops,
+        )
 
     def _windows(self, region: Region) -> list[Item]:
         pieces = self._pieces(replace(region.item, window=region.window))
@@ -279,7 +347,7 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
         return kept if self.vector.background is None else items
 
     def _raster_labels(self, path: str, scene: Scene) -> RasterLabels:
-        header = read_header(path)
+        header = self._index.header(path)
         bands = 3 if self.classes.are_colours else 1
         if len(header.indexes) != bands:
             raise DataError(

@@ -34,6 +34,10 @@ from rasterio.warp import transform as transform_points
 from datamodules.batch import Window
 from datamodules.errors import DataError
 
+# of unpacked blocks, in MB, a process; by default 5 % of the memory, times the number of loader processes.
+# Who reads super-tiles and rows of tiles needs no more than the blocks at their edges again.
+os.environ.setdefault("GDAL_CACHEMAX", "256")
+
 OPEN_FILES = 256
 """Datasets that a process keeps open."""
 
@@ -109,6 +113,8 @@ class Header:
     """Has an alpha band or a mask beside its bands."""
     striped: bool
     """Stored in full rows, not in tiles."""
+    block: tuple[int, int]
+    """(H, W) of the blocks in which it is stored."""
 
     @property
     def may_be_invalid(self) -> bool:
@@ -214,6 +220,7 @@ def read_header(path: str | Path, *, bands: Sequence[str] | None = None) -> Head
             nodata=file.nodatavals[own[0] - 1],
             masked=bool(flags & {MaskFlags.alpha, MaskFlags.per_dataset}),
             striped=file.block_shapes[0][1] >= file.width,
+            block=tuple(file.block_shapes[0]),
         )
 
 

@@ -5,7 +5,7 @@ Nothing here depends on the number of loader processes, so an epoch can be repla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from datamodules.statistics import load_arrays
 from datamodules.views import frame_of, meeting
 
 if TYPE_CHECKING:
-    from datamodules.datasets import Reader
+    from datamodules.readers import Reader
 
 TRIES = 10
 """Windows drawn at most until one has enough valid pixels."""
@@ -46,15 +46,34 @@ class EpochSampler(DistributedSampler[SampleKey]):
     It is a DistributedSampler so that Lightning calls `set_epoch` and doesn't wrap it in a second one.
     """
 
-    def __init__(self, dataset: Sized, *, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        dataset: Sized,
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        batch_size: int = 1,
+        order: Callable[[int, int], np.ndarray] | None = None,
+    ) -> None:
+        """order: (seed, epoch) -> (length,) indices; default: a random permutation.
+        batch_size: ranks take batches of the order in turn, not single samples."""
         super().__init__(dataset, num_replicas=world, rank=rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
         self.length = len(dataset)
+        self.batch_size = batch_size
+        self.order = order or self._permutation
 
     def __iter__(self) -> Iterator[SampleKey]:  # type: ignore[override]
+        order = np.resize(self.order(self.seed, self.epoch), self.total_size)
+        whole = self.total_size // (self.num_replicas * self.batch_size) * self.num_replicas * self.batch_size
+        batches = order[:whole].reshape(-1, self.num_replicas, self.batch_size)[:, self.rank].ravel()
+        rest = order[whole + self.rank :: self.num_replicas]
+        for index in (*batches.tolist(), *rest.tolist()):
+            yield SampleKey(self.seed, self.epoch, index)
+
+    def _permutation(self, seed: int, epoch: int) -> np.ndarray:
         # the trailing 1 keeps this stream apart from the samples' own: numpy fills (s, e, i) up with zeros
-        order = np.random.default_rng((self.seed, self.epoch, 0, 1)).permutation(self.length)
-        for position in range(self.rank, self.total_size, self.num_replicas):
-            yield SampleKey(self.seed, self.epoch, int(order[position % self.length]))
+        return np.random.default_rng((seed, epoch, 0, 1)).permutation(self.length)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ import numpy as np
 from datamodules.batch import IGNORE, Item, Window
 from datamodules.datamodule import DataModule
 from datamodules.datasets import RawSample
+from datamodules.decoded import DecodedScenes
 from datamodules.errors import DataError
+from datamodules.index import SceneIndex
 from datamodules.labels import Labels
 from datamodules.layouts import Listing
 from datamodules.raster import (
@@ -45,6 +47,7 @@ from datamodules.splits import (
     split_by_scene,
 )
 from datamodules.statistics import cached, fingerprint, load_arrays
+from datamodules.supertiles import Store
 from datamodules.tiling import spread, tile
 
 READ_SIDE = 512
@@ -70,13 +73,23 @@ class Scene:
         """Whether any pixel inside the scene can be invalid."""
         return self.nodata is not None or self.header.may_be_invalid
 
+    @property
+    def store(self) -> Store:
+        """How windows are best read."""
+        own = self.header.grid
+        height = max(1, round(self.header.block[0] * self.grid.height / own.height))
+        width = max(1, round(self.header.block[1] * self.grid.width / own.width))
+        pixel = len(self.bands) * self.header.dtype.itemsize + 2
+        return Store((height, width), (self.grid.height, self.grid.width), pixel).divided()
+
 
 class SceneReader:
     """Reads windows of scenes with their labels; see `datamodules.datasets.Reader`."""
 
-    def __init__(self, scenes: Mapping[str, Scene]) -> None:
-        """scenes: by path."""
+    def __init__(self, scenes: Mapping[str, Scene], decoded: DecodedScenes | None = None) -> None:
+        """scenes: by path; decoded: scenes that are kept unpacked."""
         self.scenes = scenes
+        self.decoded = decoded
         self.pool = Pool()
 
     def grid(self, item: Item) -> Grid:
@@ -89,6 +102,17 @@ class SceneReader:
 
     def read(self, item: Item) -> RawSample:
         """The item's window, in pixels of the scene's grid, or all of it."""
+        if self.decoded is None or item.image not in self.decoded or item.window is None:
+            return self._unpack(item)
+        unlimited = replace(item, labelled=None)
+        raw = self.decoded.read(
+            item.image, item.window, lambda window: self._unpack(replace(unlimited, window=window))
+        )
+        if item.labelled is not None:
+            raw.mask[_outside(item.labelled, item.window)] = IGNORE
+        return raw
+
+    def _unpack(self, item: Item) -> RawSample:
         scene = self.scenes[item.image]
         raster = self._pixels(scene, item.window or scene.grid.window)
         mask = self._mask(scene, item)
@@ -155,6 +179,8 @@ class SceneModule(DataModule):
     """By path."""
     _regions: list[Region] | None
     """From where training windows are drawn; None: not looked for yet."""
+    _index: SceneIndex
+    """Headers of the files; after `_read_headers`."""
 
     @abstractmethod
     def _listing(self, folder: str | None) -> Listing:
@@ -258,7 +284,9 @@ class SceneModule(DataModule):
 
     def _read_headers(self, items: Sequence[Item]) -> dict[str, Header]:
         """By item id; sets the bands and their number type."""
-        headers = self._each(items, lambda item: read_header(item.image, bands=self.band_names))
+        self._index = SceneIndex(self._cache_path("index.json"))
+        headers = self._each(items, lambda item: self._index.header(item.image, bands=self.band_names))
+        self._index.keep()
         self.bands = self._choose_bands(list(headers.values()))
         self.dtype = np.result_type(*(header.dtype for header in headers.values()))
         return headers

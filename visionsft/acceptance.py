@@ -44,7 +44,8 @@ def gates_of(
 
     metadata: the CSV file whose columns can be sliced by. A baseline must have been evaluated on the same split.
     """
-    gates = read_gates(file) if file else tuple(map(parse, run.config.gates))
+    config = run.require_segmentation("--gates")
+    gates = read_gates(file) if file else tuple(map(parse, config.gates))
     if not gates:
         raise ConfigError(
             f"{run.path / 'config.yaml'}: has no gates; add them there, or give --gates-file FILE"

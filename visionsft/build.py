@@ -15,18 +15,20 @@ from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
 import datamodules
-from backbones import Backbone, accelerate_depthwise, create_backbone
+from backbones import Backbone, BackboneError, accelerate_depthwise, create_backbone, cut_backbone
 from datamodules import Augment, CameraFrameDataModule, ClassSpec, GeoTiffDataModule, SegmentationDataModule
 from datamodules.classes import parse_colour
 from visionsft import config as settings
 from visionsft.config import Config, SegmentationConfig
-from visionsft.errors import ConfigError, nearest
+from visionsft.errors import ConfigError, WriteError, nearest
+from visionsft.files import free_bytes
 from visionsft.models import SegmentationModel, create_model
 from visionsft.models.losses import SegmentationLoss, build_loss
 from visionsft.training.callbacks import AtomicCheckpointIO, Checkpoints, MetricsTable, MovingAverage
-from visionsft.training.precision import Precision, resolve
+from visionsft.training.features import CachedData, CacheError, cache_features
+from visionsft.training.precision import DTYPES, Precision, resolve
 from visionsft.training.strategies import STRATEGIES, Rates, Schedule, Strategy
-from visionsft.training.tasks import SegmentationModule
+from visionsft.training.tasks import Optimization, SegmentationModule, Task
 
 _MODULES = {"geotiff": GeoTiffDataModule, "camera": CameraFrameDataModule}
 _SPLITS = {
@@ -38,6 +40,7 @@ _SPLITS = {
 }
 _RATES = ("lr", "backbone_lr_factor", "layer_decay", "weight_decay")
 _OPTIMIZATION = (*_RATES, "optimizer", "momentum", "schedule", "warmup")
+_CACHE = ("cache", "views", "cache_limit")
 
 
 def build_data(config: Config) -> SegmentationDataModule:
@@ -47,6 +50,8 @@ def build_data(config: Config) -> SegmentationDataModule:
     augment = _fields(config.data.augment, leave_out=("rare_class_crops",))
     if isinstance(config.data, settings.GeoTiffData) and config.data.vector is not None:
         options["vector"] = datamodules.VectorOptions(**_fields(config.data.vector))
+    if options.get("cache_limit") is not None:
+        options["cache_limit"] = int(options["cache_limit"] * 1e9)
     classes = config.data.classes
     return _MODULES[config.data.kind](
         **options,
@@ -85,13 +90,20 @@ def build_model(config: Config, backbone: Backbone, num_classes: int) -> Segment
 
 def build_strategy(config: Config) -> Strategy:
     """What trains when."""
-    options = _fields(config.strategy, leave_out=("kind", *_OPTIMIZATION))
+    options = _fields(config.strategy, leave_out=("kind", *_OPTIMIZATION, *_CACHE))
     return STRATEGIES[config.strategy.kind](**options)
 
 
-def build_rates(config: Config) -> Rates:
-    """Learning rates and weight decay."""
-    return Rates(**{name: getattr(config.strategy, name) for name in _RATES})
+def build_optimization(config: Config) -> Optimization:
+    """What trains, how fast and by which rule."""
+    wanted = config.strategy
+    return Optimization(
+        build_strategy(config),
+        Rates(**{name: getattr(wanted, name) for name in _RATES}),
+        Schedule(wanted.schedule, wanted.warmup),
+        wanted.optimizer,
+        wanted.momentum,
+    )
 
 
 def build_task(config: Config, model: SegmentationModel, data: SegmentationDataModule) -> SegmentationModule:
@@ -100,14 +112,49 @@ def build_task(config: Config, model: SegmentationModel, data: SegmentationDataM
         model,
         build_loss_of(config, data),
         class_names=data.classes.names,
-        strategy=build_strategy(config),
-        rates=build_rates(config),
-        schedule=Schedule(config.strategy.schedule, config.strategy.warmup),
-        optimizer=config.strategy.optimizer,
-        momentum=config.strategy.momentum,
+        optimization=build_optimization(config),
         channels_last=config.trainer.channels_last,
         seed=config.seed,
     )
+
+
+def build_cache(
+    config: Config, task: SegmentationModule, data: SegmentationDataModule
+) -> CachedData | SegmentationDataModule:
+    """The data from which to train: features of the frozen part where the strategy caches them, else `data`.
+
+    Why features aren't cached is printed as a note; they can't be in trainings of several processes.
+    """
+    wanted = config.strategy
+    if not isinstance(wanted, settings.FeatureBasedStrategy | settings.LayerwiseStrategy):
+        return data
+    if wanted.cache == "off" or (wanted.cache == "auto" and wanted.views is None):
+        return data
+    limit = wanted.cache_limit * 1e9
+    if wanted.cache == "auto":
+        limit = min(limit, free_bytes(config.runs) / 2)
+    try:
+        if config.trainer.devices != 1:
+            raise CacheError("the feature cache is for one device (trainer.devices: 1)")
+        return cache_features(
+            task,
+            data,
+            cut_backbone(task.model.backbone, size=data.chip),  # type: ignore[arg-type]
+            views=wanted.views or 4,
+            storage="ram" if wanted.cache == "ram" else "disk",
+            folder=config.runs / ".features",
+            limit=limit,
+            autocast=DTYPES[build_precision(config)],
+            device=_device(config),
+        )
+    except (CacheError, BackboneError, WriteError) as error:
+        print(f"note: training without feature cache: {error}")
+        return data
+
+
+def _device(config: Config) -> torch.device:
+    on_gpu = config.trainer.accelerator in ("auto", "gpu") and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def build_loss_of(config: Config, data: SegmentationDataModule) -> SegmentationLoss:
@@ -118,11 +165,13 @@ def build_loss_of(config: Config, data: SegmentationDataModule) -> SegmentationL
 
 def views(config: Config) -> dict[str, Any]:
     """Test-time augmentation, for `visionsft.models.views.average_views`."""
+    assert isinstance(config, SegmentationConfig)
     return _fields(config.inference, leave_out=("tile", "overlap"))
 
 
 def tiles(config: Config) -> dict[str, int | None]:
     """Side and overlap of the tiles of scenes, for `visionsft.prediction.tiling.plan_tiles`."""
+    assert isinstance(config, SegmentationConfig)
     return {"tile": config.inference.tile, "overlap": config.inference.overlap}
 
 
@@ -131,8 +180,8 @@ def build_precision(config: Config) -> Precision:
     return resolve(config.trainer.precision, config.trainer.accelerator)
 
 
-def build_trainer(config: Config, folder: Path) -> lightning.Trainer:
-    """The trainer that writes into the run folder `folder`."""
+def build_trainer(config: Config, folder: Path, task: Task) -> lightning.Trainer:
+    """The trainer of `task` that writes into the run folder `folder`."""
     wanted = config.trainer
     _check_options(wanted.options)
     interactive = wanted.options.get("enable_progress_bar", _is_terminal())
@@ -150,24 +199,25 @@ def build_trainer(config: Config, folder: Path) -> lightning.Trainer:
         enable_checkpointing=False,  # our own callback writes the run folder's two checkpoints
         use_distributed_sampler=False,  # the data module's sampler knows its rank
         logger=_loggers(config, folder),
-        callbacks=_callbacks(config, folder, interactive=interactive) + options.pop("callbacks", []),
+        callbacks=_callbacks(config, folder, task, interactive=interactive) + options.pop("callbacks", []),
         plugins=[AtomicCheckpointIO(), *options.pop("plugins", [])],
         **options,
     )
 
 
-def _callbacks(config: Config, folder: Path, *, interactive: bool) -> list[Callback]:
+def _callbacks(config: Config, folder: Path, task: Task, *, interactive: bool) -> list[Callback]:
     wanted = config.trainer
     callbacks: list[Callback] = []
     if wanted.ema is not None:
         callbacks.append(MovingAverage(wanted.ema))  # first: validation must see the average
     if wanted.early_stopping is not None:
         limits = _fields(wanted.early_stopping)
-        callbacks.append(EarlyStopping("val/mean_iou", mode="max", check_on_train_epoch_end=False, **limits))
+        callbacks.append(EarlyStopping(task.monitor, mode="max", check_on_train_epoch_end=False, **limits))
     if interactive:
         callbacks.append(RichProgressBar())
-    table = MetricsTable(folder / "metrics.csv")
-    return [*callbacks, table, Checkpoints(folder / "checkpoints")]  # last: they keep what the others did
+    table = MetricsTable(folder / "metrics.csv", shown=task.shown)
+    checkpoints = Checkpoints(folder / "checkpoints", monitor=task.monitor)
+    return [*callbacks, table, checkpoints]  # last: they keep what the others did
 
 
 def _loggers(config: Config, folder: Path) -> list[Logger]:

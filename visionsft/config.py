@@ -139,7 +139,11 @@ LossTerms = Annotated[
 ]
 
 
-class SegmentationTask(Section):
+class _Task(Section):
+    kind: str
+
+
+class SegmentationTask(_Task):
     """A class for every pixel."""
 
     kind: Literal["segmentation"] = "segmentation"
@@ -274,13 +278,35 @@ class FullStrategy(_Strategy):
     kind: Literal["full"] = "full"
 
 
-class FeatureBasedStrategy(_Strategy):
+class _Frozen(_Strategy):
+    """Part of the backbone never trains, so what it gives can be kept."""
+
+    cache: Literal["auto", "ram", "disk", "off"] = Field(
+        default="auto",
+        description="keep what the frozen part gives, in memory or below `runs`; 'auto': on disk if `views` is "
+        "given and it fits cache_limit and half of the free disk, else off",
+    )
+    views: Positive | None = Field(
+        default=None,
+        description="augmented views of each sample that are cached; epochs take turns. Default: 4 with 'ram' "
+        "and 'disk'; 'auto' without it caches nothing, as samples would then repeat unasked",
+    )
+    cache_limit: Rate = Field(default=10.0, description="size of the cache at most, in GB")
+
+    @model_validator(mode="after")
+    def _views_are_used(self) -> Self:
+        if self.cache == "off" and self.views is not None:
+            raise _conflict("views", "is for the feature cache; cache is 'off'", "cache")
+        return self
+
+
+class FeatureBasedStrategy(_Frozen):
     """The backbone is frozen; the head trains."""
 
     kind: Literal["feature_based"]
 
 
-class LayerwiseStrategy(_Strategy):
+class LayerwiseStrategy(_Frozen):
     """Chosen backbone stages train, the others are frozen."""
 
     kind: Literal["layerwise"]
@@ -359,10 +385,6 @@ class Augment(Section):
     erase: Share = Field(
         default=0.0, description="probability that a rectangle is erased (its labels become 'ignore')"
     )
-    rare_class_crops: Share = Field(
-        default=0.0,
-        description="share of training crops that are centred on a pixel of a class drawn uniformly",
-    )
 
     @model_validator(mode="after")
     def _scale_rises(self) -> Self:
@@ -371,6 +393,15 @@ class Augment(Section):
                 "scale", f"[{self.scale[0]:g}, {self.scale[1]:g}] must go from smallest to largest"
             )
         return self
+
+
+class PixelAugment(Augment):
+    """Augmentation of samples with a class for every pixel."""
+
+    rare_class_crops: Share = Field(
+        default=0.0,
+        description="share of training crops that are centred on a pixel of a class drawn uniformly",
+    )
 
 
 class FolderSplit(Section):
@@ -499,17 +530,10 @@ class Vector(Section):
     )
 
 
-class GeoTiffData(_Data):
+class _Scenes(_Data):
+    """GeoTIFF files, for every task."""
+
     kind: Literal["geotiff"]
-    images: ImageTemplate = Field(
-        default="images/*.tif", description="glob below root; '{split}' stands for the split's folder"
-    )
-    labels: LabelTemplate = Field(
-        default="labels/{name}.tif",
-        description="an image's label raster or vector file (.gpkg, .geojson, .shp, .fgb, .parquet); "
-        "'{name}' is the image's stem, '{split}' its folder; a vector file without '{name}' serves all images",
-    )
-    vector: Vector | None = Field(default=None, description="for labels in vector files")
     split: Split = FolderSplit()
     bands: tuple[str, ...] | None = Field(
         default=None,
@@ -522,17 +546,6 @@ class GeoTiffData(_Data):
     resolution: Rate | None = Field(
         default=None,
         description="ground size of a pixel, in the scene's CRS units, to which every scene is resampled",
-    )
-    chip: Positive = Field(default=256, description="side of a training window, in pixels")
-    chips_per_epoch: Positive | None = Field(
-        default=None, description="default: enough to cover the training area once"
-    )
-    eval_overlap: Fraction = Field(
-        default=0.0, description="overlap share of neighbouring evaluation windows"
-    )
-    min_valid: Share = Field(
-        default=0.1,
-        description="smallest share of valid pixels of a training window (near sparse labels there is none)",
     )
     augment: Augment = Augment(pipeline="nadir")
 
@@ -547,8 +560,61 @@ class GeoTiffData(_Data):
         return self
 
 
-class CameraData(_Data):
+class _Windows(_Scenes):
+    """Scenes that are trained on window by window."""
+
+    vector: Vector | None = Field(default=None, description="for labels in vector files")
+    chip: Positive = Field(default=256, description="side of a training window, in pixels")
+    chips_per_epoch: Positive | None = Field(
+        default=None, description="default: enough to cover the training area once"
+    )
+    min_valid: Share = Field(
+        default=0.1,
+        description="smallest share of valid pixels of a training window (near sparse labels there is none)",
+    )
+
+
+class GeoTiffData(_Windows):
+    images: ImageTemplate = Field(
+        default="images/*.tif", description="glob below root; '{split}' stands for the split's folder"
+    )
+    labels: LabelTemplate = Field(
+        default="labels/{name}.tif",
+        description="an image's label raster or vector file (.gpkg, .geojson, .shp, .fgb, .parquet); "
+        "'{name}' is the image's stem, '{split}' its folder; a vector file without '{name}' serves all images",
+    )
+    eval_overlap: Fraction = Field(
+        default=0.0, description="overlap share of neighbouring evaluation windows"
+    )
+    augment: PixelAugment = PixelAugment(pipeline="nadir")
+    cache: Literal["none", "ram", "disk"] = Field(
+        default="none",
+        description="where unpacked training scenes are kept, so that later epochs needn't unpack them again",
+    )
+    cache_limit: Rate | None = Field(
+        default=None, description="size of that cache at most, in GB; default: half of what is free"
+    )
+
+    @model_validator(mode="after")
+    def _limited_cache_is_used(self) -> Self:
+        if self.cache == "none" and self.cache_limit is not None:
+            raise _conflict("cache_limit", "is for the cache of unpacked scenes; cache is 'none'", "cache")
+        return self
+
+
+class _Frames(_Data):
+    """Camera frames, for every task."""
+
     kind: Literal["camera"]
+    split: Split = FolderSplit()
+    drive_pattern: DrivePattern | None = Field(
+        default=None,
+        description="regular expression whose first group is the drive in a frame's name; default: by layout",
+    )
+    augment: Augment = Augment(pipeline="driving")
+
+
+class CameraData(_Frames):
     layout: Literal["pairs", "camvid", "cityscapes", "bdd100k", "kitti"] = "pairs"
     images: ImageTemplate | None = Field(
         default=None, description="'pairs': glob below root; '{split}' stands for the split's folder"
@@ -559,7 +625,6 @@ class CameraData(_Data):
     label_form: Literal["index", "colour", "polygons"] | None = Field(
         default=None, description="how masks are coded; default: the layout's own"
     )
-    split: Split = FolderSplit()
     size: tuple[Positive, Positive] | None = Field(
         default=None,
         description="(height, width) to which frames are resized; default: their own size, which must agree",
@@ -567,11 +632,7 @@ class CameraData(_Data):
     crop: tuple[Positive, Positive] | None = Field(
         default=None, description="(height, width) of training crops; default: size"
     )
-    drive_pattern: DrivePattern | None = Field(
-        default=None,
-        description="regular expression whose first group is the drive in a frame's name; default: by layout",
-    )
-    augment: Augment = Augment(pipeline="driving")
+    augment: PixelAugment = PixelAugment(pipeline="driving")
 
     @model_validator(mode="after")
     def _only_pairs_have_patterns(self) -> Self:
@@ -672,18 +733,12 @@ class Config(Section):
     )
     runs: Path = Field(default=Path("runs"), description="folder in which run folders are made")
     seed: NonNegative = 0
-    task: Section
+    task: _Task
     data: _Data
     backbone: Backbone
     head: Section
     strategy: Strategy = FullStrategy()
     trainer: Trainer = Trainer()
-    inference: Inference = Inference()
-    gates: tuple[GateText, ...] = Field(
-        default=(),
-        description="what `visionsft evaluate RUN --gates` asks of the scores, e.g. 'mean_iou >= 0.70' or "
-        "'recall[car].lower >= 0.55'; visionsft/gate.py has the grammar",
-    )
 
     @model_validator(mode="after")
     def _unfreezing_begins_in_time(self) -> Self:
@@ -702,6 +757,12 @@ class SegmentationConfig(Config):
     data: Data
     head: Head = Field(
         default=FpnHead(), description="a built-in head, or {name: 'my_pkg.heads:MyHead', options: {...}}"
+    )
+    inference: Inference = Inference()
+    gates: tuple[GateText, ...] = Field(
+        default=(),
+        description="what `visionsft evaluate RUN --gates` asks of the scores, e.g. 'mean_iou >= 0.70' or "
+        "'recall[car].lower >= 0.55'; visionsft/gate.py has the grammar",
     )
 
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visionsft import files
-from visionsft.config import Config
+from visionsft.config import Config, SegmentationConfig
 from visionsft.errors import ConfigError, RunError, nearest
 from visionsft.loading import dump_config, load_config
 
@@ -190,6 +190,17 @@ class Run:
     def config(self) -> Config:
         """The resolved configuration."""
         return self._read_config()
+
+    def require_segmentation(self, what: str) -> SegmentationConfig:
+        """The configuration of a segmentation run; for a run of another task, `what` is refused."""
+        if isinstance(self.config, SegmentationConfig):
+            return self.config
+        raise RunError(f"{self.path}: {what} is for segmentation; this run's task is {self.task}")
+
+    @property
+    def task(self) -> str:
+        """The kind of its task."""
+        return str(self.config.task.kind)
 
     @property
     def checkpoints(self) -> Path:

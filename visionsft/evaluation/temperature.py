@@ -78,4 +78,4 @@ def load_temperature(run: Run, checkpoint: Checkpoint = "best") -> float:
 
 def _views(run: Run) -> dict[str, Any]:
     """How predictions are averaged, as JSON has it."""
-    return run.config.inference.model_dump(mode="json")
+    return run.require_segmentation("calibration").inference.model_dump(mode="json")

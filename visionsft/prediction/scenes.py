@@ -115,14 +115,21 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class _Tile:
+class Tile:
+    """What the model is given of a scene."""
+
     place: tuple[int, int]
     image: Tensor | None
     """(C, h', w') float32; None where no pixel is valid."""
     valid: NDArray[np.bool_]
     """(h, w)."""
-    scale: float
-    """Pixels of the image for one of the window."""
+    size: tuple[int, int]
+    """(h, w) of the image without its padding: the window, at the model's resolution."""
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the image for one of the window."""
+        return self.size[0] / self.valid.shape[0]
 
 
 def blend_tiles(
@@ -147,7 +154,7 @@ def blend_tiles(
         for start in range(0, grid.cols.count, batch)  # within a row, so that ranges don't change the batches
     )
     blender = Blender(grid)
-    for tiles in ahead(_read(source, grid, group) for group in groups):
+    for tiles in ahead(read_tiles(source, grid, group) for group in groups):
         for tile, logits in zip(tiles, _infer(tiles, run, grid, num_classes), strict=True):
             own, seen = grid.own(*tile.place), grid.window(*tile.place)
             complete = blender.add(*tile.place, logits[:, : seen.height, : seen.width])
@@ -178,18 +185,19 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
 
 def first_tile(source: Source, grid: Grid) -> Tensor | None:
     """(1, C, h, w) float32: the first tile with a valid pixel, as the model will see it; None if there is none."""
-    images = (_read(source, grid, [place])[0].image for place in grid)
+    images = (read_tiles(source, grid, [place])[0].image for place in grid)
     found = next((image for image in images if image is not None), None)
     return None if found is None else found[None]
 
 
-def _read(source: Source, grid: Grid, places: Iterable[tuple[int, int]]) -> list[_Tile]:
+def read_tiles(source: Source, grid: Grid, places: Iterable[tuple[int, int]]) -> list[Tile]:
     """Tiles, all padded with zeros to one size, so that a compiled model sees one shape only."""
     tiles = []
     for place in places:
         window = grid.window(*place)
         image, valid = source.read(window)
-        scale = image.shape[1] / window.height
+        size = (image.shape[1], image.shape[2])
+        scale = size[0] / window.height
         tensor = None
         if valid.any():
             tensor = torch.from_numpy(image)
@@ -198,11 +206,11 @@ def _read(source: Source, grid: Grid, places: Iterable[tuple[int, int]]) -> list
             )
             if (tall, wide) != image.shape[1:]:
                 tensor = F.pad(tensor, (0, wide - image.shape[2], 0, tall - image.shape[1]))
-        tiles.append(_Tile(place, tensor, valid, scale))
+        tiles.append(Tile(place, tensor, valid, size))
     return tiles
 
 
-def _infer(tiles: Sequence[_Tile], run: Run, grid: Grid, num_classes: int) -> Iterator[Tensor]:
+def _infer(tiles: Sequence[Tile], run: Run, grid: Grid, num_classes: int) -> Iterator[Tensor]:
     """(K, *grid.tile) float32 of each tile; zeros where none of it is valid."""
     images = [tile.image for tile in tiles if tile.image is not None]
     found = iter(run(images[0][None] if len(images) == 1 else torch.stack(images)) if images else ())

@@ -112,7 +112,7 @@ class StillPredictor:
             drives.predict_video(path, out, every=wanted.every, **common)  # type: ignore[arg-type]
 
     def _predict_still(self, path: str, targets: dict[str, Path]) -> None:
-        size = _size(path)
+        size = frame_size(path)
         sample = self.loaded.data.prediction_dataset([path])[0]
         logits = self.run(sample["image"][None])
         classes = _classify(logits, sample["valid"].to(logits.device), size)
@@ -120,10 +120,9 @@ class StillPredictor:
         with atomic_path(targets["classes"]) as temporary:
             write_indexed(temporary, classes, names)
         if "overlay" in targets:
-            values, _ = read_image(path)
-            picture = values if values.dtype == np.uint8 else (values // 257).astype(np.uint8)
             with atomic_path(targets["overlay"]) as temporary:
-                Image.fromarray(draw_overlay(picture, classes, names.colours)).save(temporary, quality=92)
+                drawn = draw_overlay(read_picture(path), classes, names.colours)
+                Image.fromarray(drawn).save(temporary, quality=92)
 
 
 def write_indexed(path: Path, classes: NDArray[np.uint8], names: Classes) -> None:
@@ -134,7 +133,13 @@ def write_indexed(path: Path, classes: NDArray[np.uint8], names: Classes) -> Non
     picture.save(path, format="PNG", optimize=True)
 
 
-def _size(path: str) -> tuple[int, int]:
+def read_picture(path: str) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8, as the frame looks."""
+    values, _ = read_image(path)
+    return values if values.dtype == np.uint8 else (values // 257).astype(np.uint8)
+
+
+def frame_size(path: str) -> tuple[int, int]:
     """(H, W) of the file, from its header."""
     try:
         with Image.open(path) as picture:

@@ -46,23 +46,32 @@ def plan_tiles(
     tile, overlap: in the model's pixels; None: chosen. The overlap chosen is 64 pixels for large tiles, an eighth of
     small ones. step: side of the model's pixels in the map's.
     """
-    limit = _size_limit(model)
+    limit = size_limit(model)
     side = tile or limit or _choose(model, min(data.chip), longest=round(max(shape) / step))
     if limit is not None and side > limit:
         raise ConfigError(f"inference.tile is {side}; this model takes inputs up to {limit} x {limit}")
     margin = min(64, side // 8) if overlap is None else overlap
-    if margin > side // 2:
-        raise ConfigError(f"inference.overlap is {margin}; at most half of a tile ({side // 2}) is allowed")
     multiple = math.lcm(*cast(FeatureExtractor, model.backbone).strides)
-    side, margin, multiple = (
-        max(least, round(pixels * step)) for pixels, least in ((side, 1), (margin, 0), (multiple, 1))
+    return lay_tiles(shape, side=side, overlap=margin, multiple=multiple, step=step)
+
+
+def lay_tiles(
+    shape: tuple[int, int], *, side: int, overlap: int, multiple: int = 1, step: float = 1.0
+) -> Grid:
+    """Tiles over a map of shape (H, W); side, overlap and multiple (see `plan_axis`) in the model's pixels."""
+    if side < 1 or overlap < 0:
+        raise ConfigError(f"a tile of {side} pixels, overlap {overlap}; allowed: 1 or more, 0 or more")
+    if overlap > side // 2:
+        raise ConfigError(f"inference.overlap is {overlap}; at most half of a tile ({side // 2}) is allowed")
+    side, overlap, multiple = (
+        max(least, round(pixels * step)) for pixels, least in ((side, 1), (overlap, 0), (multiple, 1))
     )
-    return plan_grid(shape, size=side, overlap=min(margin, side // 2), multiple=multiple)
+    return plan_grid(shape, size=side, overlap=min(overlap, side // 2), multiple=multiple)
 
 
 def fitting(run: Run, model: SegmentationModel, data: SegmentationDataModule) -> Run:
     """`run` for images of any size: those larger than the model's only size go through it in tiles."""
-    limit = _size_limit(model)
+    limit = size_limit(model)
     if limit is None:
         return run
 
@@ -88,7 +97,7 @@ def _choose(model: SegmentationModel, trained: int, *, longest: int) -> int:
     return max(trained, min(LARGEST, affordable))
 
 
-def _size_limit(model: SegmentationModel) -> int | None:
+def size_limit(model: SegmentationModel) -> int | None:
     """Side of the only input that the backbone takes, where it is built for one."""
     size = model.backbone.geometry.size  # type: ignore[union-attr]
     return None if size is None else min(size)  # type: ignore[arg-type]

@@ -107,6 +107,20 @@ def open_polygons(
     coordinates of the CRS; without a CRS they are written as they are. names: of the classes, in the order of
     their indices. scene: written with every polygon.
     """
+    with open_layer(path, crs=crs) as spool:
+        writer = PolygonWriter(
+            spool, ground=Ground(transform, crs), names=names, options=options or VectorOptions(), scene=scene
+        )
+        yield writer
+        writer.finish()
+
+
+@contextmanager
+def open_layer(path: str | Path, *, crs: CRS | None, geometry: str = "Polygon") -> Iterator[IO[bytes]]:
+    """Takes an Arrow stream of features; they are in `path` once the block has ended well.
+
+    path: its suffix chooses the format. geometry: kind of the shapes in the stream's column `GEOMETRY`, in WKB.
+    """
     path = Path(path)
     kind = find_format(path, crs)
     pyarrow = _require()
@@ -115,13 +129,10 @@ def open_polygons(
         _no_journal(temporary),
         tempfile.TemporaryFile(dir=path.parent) as spool,  # nothing can leave it behind: it has no name
     ):
-        writer = PolygonWriter(
-            spool, ground=Ground(transform, crs), names=names, options=options or VectorOptions(), scene=scene
-        )
-        yield writer
-        writer.finish()
+        yield spool
         spool.seek(0)
-        kind.write(temporary, pyarrow.ipc.open_stream(spool), layer=path.stem, crs=crs)
+        batches = pyarrow.ipc.open_stream(spool)
+        kind.write(temporary, batches, layer=path.stem, crs=crs, geometry=geometry)
 
 
 class PolygonWriter:
@@ -209,8 +220,14 @@ class PolygonWriter:
             ("class_index", pa.int32()),
             (self._ground.area_name, pa.float64()),
         ]
-        geometry = pa.field(GEOMETRY, pa.large_binary(), metadata={"ARROW:extension:name": "geoarrow.wkb"})
-        return pa.schema([*attributes, *scene, geometry])
+        return pa.schema([*attributes, *scene, geometry_field()])
+
+
+def geometry_field() -> pa.Field:
+    """The column of the geometries, in WKB."""
+    import pyarrow as pa
+
+    return pa.field(GEOMETRY, pa.large_binary(), metadata={"ARROW:extension:name": "geoarrow.wkb"})
 
 
 # ------------------------------------------------------------------------------------------------ geometry
@@ -242,13 +259,14 @@ class Ground:
         """(N,) shapely polygons on the ground, outer rings counterclockwise."""
         import shapely
 
-        points = np.stack(self._place(polygons.points), axis=1)
+        points = np.stack(self.place(polygons.points), axis=1)
         offsets = polygons.rings, polygons.polygons
         shapes = shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, offsets)
         # counterclockwise as seen on the picture, which is right unless the ground is its mirror image
         return shapes if self.transform.determinant < 0 else shapely.orient_polygons(shapes)
 
-    def _place(self, points: NDArray[np.number]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def place(self, points: NDArray[np.number]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """points: (P, 2) col, row -> x, y on the ground."""
         col, row = points.T.astype(np.float64)
         t = self.transform
         return t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f
@@ -259,7 +277,7 @@ class Ground:
             return polygons.areas
         starts = polygons.rings[:-1]
         low, high = np.minimum.reduceat(polygons.points, starts), np.maximum.reduceat(polygons.points, starts)
-        return self._place((low + high) / 2)[1]
+        return self.place((low + high) / 2)[1]
 
 
 def _square_radian(latitude: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -305,8 +323,10 @@ class Format(Protocol):
     def needs_crs(self) -> bool:
         """Whether it can't hold pixel coordinates."""
 
-    def write(self, path: Path, batches: pa.RecordBatchReader, *, layer: str, crs: CRS | None) -> None:
-        """All batches of a layer."""
+    def write(
+        self, path: Path, batches: pa.RecordBatchReader, *, layer: str, crs: CRS | None, geometry: str
+    ) -> None:
+        """All batches of a layer of one kind of geometry."""
 
 
 @dataclass(frozen=True)
@@ -320,8 +340,10 @@ class Ogr:
     """GDAL says nothing when there is room for the polygons, but not for their spatial index."""
     needs_crs: bool = False
 
-    def write(self, path: Path, batches: pa.RecordBatchReader, *, layer: str, crs: CRS | None) -> None:
-        """All batches of a layer."""
+    def write(
+        self, path: Path, batches: pa.RecordBatchReader, *, layer: str, crs: CRS | None, geometry: str
+    ) -> None:
+        """All batches of a layer of one kind of geometry."""
         import pyogrio
         from pyogrio.errors import DataLayerError, DataSourceError
 
@@ -331,7 +353,7 @@ class Ogr:
             try:
                 pyogrio.write_arrow(
                     batches, path, layer=layer, driver=self.driver, geometry_name=GEOMETRY,
-                    geometry_type="Polygon", crs=None if crs is None else crs.to_wkt(), layer_options=options,
+                    geometry_type=geometry, crs=None if crs is None else crs.to_wkt(), layer_options=options,
                 )  # fmt: skip
             except (DataLayerError, DataSourceError) as error:
                 raise WriteError(f"can't write {path}: {error}") from error
@@ -345,13 +367,15 @@ class GeoParquet:
 
     needs_crs: bool = False
 
-    def write(self, path: Path, batches: pa.RecordBatchReader, *, layer: str, crs: CRS | None) -> None:
-        """All batches of a layer."""
+    def write(
+        self, path: Path, batches: pa.RecordBatchReader, *, layer: str, crs: CRS | None, geometry: str
+    ) -> None:
+        """All batches of a layer of one kind of geometry."""
         import pyarrow.parquet
 
         column = {
             "encoding": "WKB",
-            "geometry_types": ["Polygon"],
+            "geometry_types": [geometry],
             "crs": None if crs is None else crs.to_dict(projjson=True),
             "orientation": "counterclockwise",
         }

@@ -98,7 +98,7 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
 class Checkpoints(Callback):
     """last.ckpt after every epoch, and best.ckpt whenever the validation score is the best so far."""
 
-    def __init__(self, folder: Path, *, monitor: str = "val/mean_iou") -> None:
+    def __init__(self, folder: Path, *, monitor: str) -> None:
         self.folder = folder
         self.monitor = monitor
         self.best: float | None = None
@@ -134,8 +134,10 @@ def validated(trainer: Trainer) -> bool:
 class MetricsTable(Callback):
     """metrics.csv: a row an epoch; a resumed run continues the table where its checkpoint ends."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, shown: Mapping[str, str]) -> None:
+        """shown: columns that the line of an epoch names, and their names there."""
         self.path = path
+        self.shown = shown
         self.rows: list[dict[str, Any]] = []
         self._started = self._trained = 0.0
 
@@ -161,7 +163,7 @@ class MetricsTable(Callback):
         self.rows.append(row)
         if trainer.is_global_zero:
             self._write()
-            print(_line(row, trainer.max_epochs), flush=True)
+            print(_line(row, trainer.max_epochs, self.shown), flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -178,13 +180,11 @@ class MetricsTable(Callback):
         files.write_text(self.path, text.getvalue())
 
 
-def _line(row: Mapping[str, Any], epochs: int | None) -> str:
+def _line(row: Mapping[str, Any], epochs: int | None, shown: Mapping[str, str]) -> str:
     parts = [
         f"epoch {row['epoch'] + 1}/{epochs}",
         f"{row['seconds']:.0f} s",
         f"train loss {row['train/loss']:.4f}",
     ]
-    if "val/mean_iou" in row:
-        parts += [f"val loss {row['val/loss']:.4f}", f"val mIoU {row['val/mean_iou']:.4f}"]
-        parts += [f"val mean recall {row['val/mean_recall']:.4f}"]
+    parts += [f"{name} {row[column]:.4f}" for column, name in shown.items() if column in row]
     return "  ".join(parts)

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import lightning
+import torch
 
 from datamodules import SegmentationDataModule
 from visionsft import build
@@ -17,7 +18,7 @@ from visionsft.loading import load_config
 from visionsft.runs import Run, is_first_process
 from visionsft.training.callbacks import Checkpoints
 from visionsft.training.strategies import trainable_table
-from visionsft.training.tasks import SegmentationModule
+from visionsft.training.tasks import SegmentationModule, Task
 
 
 def fit(config: Config | str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
@@ -39,13 +40,16 @@ def fit(config: Config | str | Path, *, resume: bool = False, overwrite: bool = 
         run = Run.create(config, overwrite=overwrite)
     if first:
         _record(run, task, data, resumed=checkpoint is not None)
-    trainer = build.build_trainer(config, run.path)
+    trainer = build.build_trainer(config, run.path, task)
     started = time.perf_counter()
-    trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if checkpoint is not None:
+        _adopt(task, checkpoint)
+    source = build.build_cache(config, task, data)
+    trainer.fit(task, datamodule=source, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     if first:
-        _finish(run, trainer, seconds=time.perf_counter() - started)
+        _finish(run, trainer, task, seconds=time.perf_counter() - started)
     return run
 
 
@@ -62,7 +66,7 @@ def _assemble(config: Config, *, pretrained: bool) -> tuple[SegmentationModule, 
 
 def _record(run: Run, task: SegmentationModule, data: SegmentationDataModule, *, resumed: bool) -> None:
     """Write and say what the run stands on: data, weights, and what trains."""
-    table = trainable_table(task.model, task.rates)
+    table = trainable_table(task.model, task.optimization.rates)
     run.write_text("trainable.txt", table)
     card = data.data_card()
     if not resumed:
@@ -76,16 +80,21 @@ def _record(run: Run, task: SegmentationModule, data: SegmentationDataModule, *,
     print(f"\n{table}", flush=True)
 
 
-def _finish(run: Run, trainer: lightning.Trainer, *, seconds: float) -> None:
+def _adopt(task: SegmentationModule, checkpoint: Path) -> None:
+    """Take over a checkpoint's weights: the feature cache must see the frozen ones before training goes on."""
+    task.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+
+
+def _finish(run: Run, trainer: lightning.Trainer, task: Task, *, seconds: float) -> None:
     """Mark the run as finished, with what it came to."""
     kept = next(each for each in trainer.callbacks if isinstance(each, Checkpoints))  # type: ignore[attr-defined]
-    best = {"best_val_mean_iou": kept.best, "best_epoch": kept.best_epoch}
+    best = {f"best_{task.monitor.replace('/', '_')}": kept.best, "best_epoch": kept.best_epoch}
     run.mark_finished(
         {"epochs": trainer.current_epoch, "steps": trainer.global_step, "seconds": round(seconds, 1), **best}
     )
     said = "no validation"
     if kept.best_epoch is not None:
-        said = f"best validation mIoU {kept.best:.4f}, epoch {kept.best_epoch + 1}"
+        said = f"best {task.shown[task.monitor]} {kept.best:.4f}, epoch {kept.best_epoch + 1}"
     print(f"{run.path}: finished; {said}")
 
 

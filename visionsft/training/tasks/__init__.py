@@ -1,5 +1,6 @@
 """Tasks: LightningModules, one for each kind of task."""
 
 from visionsft.training.tasks.segmentation import SegmentationModule
+from visionsft.training.tasks.task import Optimization, Task
 
-__all__ = ["SegmentationModule"]
+__all__ = ["Optimization", "SegmentationModule", "Task"]

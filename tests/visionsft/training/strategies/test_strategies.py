@@ -23,7 +23,7 @@ from visionsft.training.strategies import (
     parameter_groups,
     trainable_table,
 )
-from visionsft.training.tasks import SegmentationModule
+from visionsft.training.tasks import Optimization, SegmentationModule
 
 NAMES = ["test_efficientnet", "test_convnext", "test_vit"]
 
@@ -49,7 +49,7 @@ def test_frozen_parts_do_not_change_by_a_bit(name: str, strategy: Strategy) -> N
     """Training steps in train mode, through the task's own optimizer: parameters and buffers both."""
     model = build(name, strategy)
     task = SegmentationModule(
-        model, nn.CrossEntropyLoss(), class_names="abc", strategy=strategy, rates=Rates(lr=0.1)
+        model, nn.CrossEntropyLoss(), class_names="abc", optimization=Optimization(strategy, Rates(lr=0.1))
     )
     optimizer = task.configure_optimizers()
     trained = ids(optimizer.param_groups)
