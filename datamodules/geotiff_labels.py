@@ -37,6 +37,7 @@ class GeoTiffClassificationDataModule(SceneModule, ClassificationDataModule):
         bands: Sequence[str] | None = None,
         use_bands: Sequence[str] | None = None,
         nodata: float | None = None,
+        resolution: float | None = None,
         size: tuple[int, int] | None = None,
         crop: tuple[int, int] | None = None,
         augment: Augment = Augment("nadir", photometric=0.3),  # noqa: B008 (frozen)
@@ -50,7 +51,7 @@ class GeoTiffClassificationDataModule(SceneModule, ClassificationDataModule):
         seed: int = 0,
         cache_dir: str | Path | None = None,
     ) -> None:
-        """bands, use_bands, nodata: see `GeoTiffDataModule`.
+        """bands, use_bands, nodata, resolution: see `GeoTiffDataModule`.
         The other options are those of `ClassificationDataModule`."""
         super().__init__(
             root,
@@ -79,7 +80,7 @@ class GeoTiffClassificationDataModule(SceneModule, ClassificationDataModule):
         if use_bands is not None:
             self.bands = tuple(use_bands)
         self.nodata = nodata
-        self.resolution = None
+        self.resolution = resolution
         self._scenes = {}
         self._regions = None
 

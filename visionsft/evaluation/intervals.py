@@ -79,11 +79,11 @@ def resample(sums: NDArray[Any], *, resamples: int = RESAMPLES, seed: int = SEED
     step = max(1, _CHUNK // count)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
-        totals[start : start + rows] = _draw_weights(rng, rows, count) @ flat
+        totals[start : start + rows] = draw_weights(rng, rows, count) @ flat
     return totals.reshape(resamples, *sums.shape[1:])
 
 
-def _draw_weights(rng: np.random.Generator, rows: int, count: int) -> NDArray[np.float64]:
+def draw_weights(rng: np.random.Generator, rows: int, count: int) -> NDArray[np.float64]:
     """How often each of `count` groups is among `count` draws with replacement: (rows, count)."""
     drawn = rng.integers(0, count, (rows, count)) + count * np.arange(rows)[:, None]
     return np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
@@ -246,7 +246,7 @@ def total_intervals(
     scores, values = total_scores(sums.sum(axis=0)), total_scores(drawn)
     labelled = sums[:, 1].sum(axis=-1)
     effective = effective_groups(labelled)
-    note = _too_few(int((labelled > 0).sum()), float(effective), unit)
+    note = too_few(int((labelled > 0).sum()), float(effective), unit)
     if note:
         return dict.fromkeys(scores), note
     ends = {
@@ -270,17 +270,17 @@ def _class_intervals(
     present, effective = (truth > 0).sum(axis=0), effective_groups(truth)
     rows = []
     for k, name in enumerate(names):
-        note = _too_few(int(present[k]), effective[k], unit)
+        note = too_few(int(present[k]), effective[k], unit)
         found = {metric: None if note else _pair(low[k], high[k]) for metric, (low, high) in ends.items()}
         rows.append(ClassIntervals(name, int(present[k]), note, found))
     return tuple(rows)
 
 
-def _too_few(groups: int, effective: float, unit: Unit) -> str | None:
+def too_few(groups: int, effective: float, unit: Unit, *, counted: str = "pixels") -> str | None:
     """Why so many groups give no interval; None where they do."""
     if groups < FEW_GROUPS:
         return f"only {groups} {unit}{'' if groups == 1 else 's'}"
-    return f"nearly all pixels in one of {groups} {unit}s" if effective < FEW_EFFECTIVE else None
+    return f"nearly all {counted} in one of {groups} {unit}s" if effective < FEW_EFFECTIVE else None
 
 
 def _pair(low: Any, high: Any) -> Ends | None:

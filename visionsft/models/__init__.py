@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from visionsft.models.heads import HEADS
+from visionsft.models.classifier import ClassificationModel, create_classifier
+from visionsft.models.heads import HEADS, IMAGE_HEADS
 from visionsft.models.losses import build_loss, class_weights
 from visionsft.models.model import SegmentationModel, create_model
 from visionsft.models.pyramid import SimpleFeaturePyramid
 
 __all__ = [
     "HEADS",
+    "IMAGE_HEADS",
+    "ClassificationModel",
     "SegmentationModel",
     "SimpleFeaturePyramid",
     "build_loss",
     "class_weights",
+    "create_classifier",
     "create_model",
 ]

@@ -87,18 +87,18 @@ def create_model(
     if len(set(strides)) == 1 and not getattr(cls, "plain_maps", False):
         neck = pyramid = SimpleFeaturePyramid(channels, strides)
         channels, strides = pyramid.channels, pyramid.strides
-    built = _build(cls, head, (channels, strides, num_classes), dict(options or {}))
+    built = build_head(cls, head, (channels, strides, num_classes), dict(options or {}))
     return SegmentationModel(backbone, neck, built, num_classes=num_classes)
 
 
-def head_class(name: str) -> type[nn.Module]:
-    """The class of a built-in head's name or of "package.module:Class"."""
-    if name in HEADS:
-        return HEADS[name]
+def head_class(name: str, heads: Mapping[str, type[nn.Module]] = HEADS) -> type[nn.Module]:
+    """The class of a name among the task's built-in `heads`, or of "package.module:Class"."""
+    if name in heads:
+        return heads[name]
     module_name, colon, class_name = name.partition(":")
     if not colon:
         raise ConfigError(
-            f"head '{name}': no such head{_hint(name, HEADS)}; there are {', '.join(HEADS)}, "
+            f"head '{name}': no such head{_hint(name, heads)}; there are {', '.join(heads)}, "
             "and 'my_package.heads:MyHead' for your own"
         )
     try:
@@ -114,7 +114,10 @@ def head_class(name: str) -> type[nn.Module]:
     return cast(type[nn.Module], found)
 
 
-def _build(cls: type[nn.Module], name: str, maps: tuple[Any, ...], options: dict[str, Any]) -> nn.Module:
+def build_head(
+    cls: type[nn.Module], name: str, maps: tuple[Any, ...], options: dict[str, Any]
+) -> nn.Module:
+    """cls(*maps, **options), once the options are known to fit its signature; maps: channels, strides, num_classes."""
     signature = inspect.signature(cls)
     try:
         signature.bind(*maps, **options)

@@ -1,5 +1,19 @@
 """Metrics: pure functions on arrays, and torchmetrics classes around them."""
 
+from visionsft.evaluation.metrics.classification import (
+    LABEL_DEFINITIONS,
+    ClassificationScores,
+    LabelAnswers,
+    LabelScore,
+    average_precision,
+    average_precisions,
+    best_thresholds,
+    decide,
+    label_counts,
+    one_hot,
+    summarise_labels,
+    top_hits,
+)
 from visionsft.evaluation.metrics.segmentation import (
     DEFINITIONS,
     ClassScore,
@@ -17,15 +31,27 @@ from visionsft.evaluation.metrics.segmentation import (
 
 __all__ = [
     "DEFINITIONS",
+    "LABEL_DEFINITIONS",
     "ClassScore",
+    "ClassificationScores",
+    "LabelAnswers",
+    "LabelScore",
     "SegmentationConfusion",
     "SegmentationScores",
+    "average_precision",
+    "average_precisions",
+    "best_thresholds",
     "class_fractions",
     "class_scores",
     "confusion_matrix",
+    "decide",
+    "label_counts",
     "marginal_counts",
     "mean_iou",
+    "one_hot",
     "predict_classes",
     "summarise",
+    "summarise_labels",
+    "top_hits",
     "total_scores",
 ]
