@@ -38,7 +38,7 @@ class ListSplit:
     """One text file a split, a sample's path or name a line."""
 
     train: Path
-    val: Path
+    val: Path | None = None
     test: Path | None = None
 
 
@@ -113,7 +113,7 @@ def group_by_drive(items: Sequence[Item], *, pattern: str) -> list[Item]:
     return [replace(item, group=match.group(1)) for item, match in zip(items, matches, strict=True) if match]
 
 
-def split_by_list(items: Sequence[Item], *, root: Path, train: Path, val: Path, test: Path | None) -> Splits:
+def split_by_list(items: Sequence[Item], *, root: Path, train: Path, val: Path | None, test: Path | None) -> Splits:
     """A line is an image's path (below the root or absolute), name or stem; it must mean exactly one item."""
     names: dict[str, list[Item]] = defaultdict(list)
     for item in items:

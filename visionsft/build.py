@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,44 @@ import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from torch import nn
 
 import datamodules
 from backbones import Backbone, BackboneError, accelerate_depthwise, create_backbone, cut_backbone
-from datamodules import Augment, CameraFrameDataModule, ClassSpec, GeoTiffDataModule, SegmentationDataModule
+from datamodules import (
+    Augment,
+    CameraDetectionDataModule,
+    CameraFrameDataModule,
+    ClassSpec,
+    DataModule,
+    DetectionDataModule,
+    GeoTiffDataModule,
+    GeoTiffDetectionDataModule,
+    SegmentationDataModule,
+)
 from datamodules.classes import parse_colour
+from datamodules.splits import Split
 from visionsft import config as settings
-from visionsft.config import Config, SegmentationConfig
+from visionsft.config import Config, DetectionConfig, InstanceSegmentationConfig, SegmentationConfig
 from visionsft.errors import ConfigError, WriteError, nearest
 from visionsft.files import free_bytes
 from visionsft.models import SegmentationModel, create_model
-from visionsft.models.losses import SegmentationLoss, build_loss
+from visionsft.models.anchors import fit_anchors
+from visionsft.models.detector import DetectionModel, create_detector
+from visionsft.models.losses import build_loss
 from visionsft.training.callbacks import AtomicCheckpointIO, Checkpoints, MetricsTable, MovingAverage
 from visionsft.training.features import CachedData, CacheError, cache_features
 from visionsft.training.precision import DTYPES, Precision, resolve
 from visionsft.training.strategies import STRATEGIES, Rates, Schedule, Strategy
-from visionsft.training.tasks import Optimization, SegmentationModule, Task
+from visionsft.training.tasks import DetectionModule, Optimization, SegmentationModule, Task
 
-_MODULES = {"geotiff": GeoTiffDataModule, "camera": CameraFrameDataModule}
-_SPLITS = {
+_MODULES: dict[type[settings.Section], Callable[..., DataModule]] = {
+    settings.GeoTiffData: GeoTiffDataModule,
+    settings.CameraData: CameraFrameDataModule,
+    settings.GeoTiffObjects: GeoTiffDetectionDataModule,
+    settings.CameraObjects: CameraDetectionDataModule,
+}
+_SPLITS: dict[str, Callable[..., Split]] = {
     "folder": datamodules.FolderSplit,
     "list": datamodules.ListSplit,
     "scene": datamodules.SceneSplit,
@@ -43,22 +62,23 @@ _OPTIMIZATION = (*_RATES, "optimizer", "momentum", "schedule", "warmup")
 _CACHE = ("cache", "views", "cache_limit")
 
 
-def build_data(config: Config) -> SegmentationDataModule:
+def build_data(config: Config) -> DataModule:
     """The data module, not yet scanned."""
-    assert isinstance(config, SegmentationConfig)
-    options = _fields(config.data, leave_out=("kind", "classes", "split", "augment"))
-    augment = _fields(config.data.augment, leave_out=("rare_class_crops",))
-    if isinstance(config.data, settings.GeoTiffData) and config.data.vector is not None:
-        options["vector"] = datamodules.VectorOptions(**_fields(config.data.vector))
+    data = config.data
+    options = _fields(data, leave_out=("kind", "classes", "split", "augment"))
+    if options.get("vector") is not None:
+        options["vector"] = datamodules.VectorOptions(**_fields(options["vector"]))
     if options.get("cache_limit") is not None:
         options["cache_limit"] = int(options["cache_limit"] * 1e9)
-    classes = config.data.classes
-    return _MODULES[config.data.kind](
+    if isinstance(data.augment, settings.PixelAugment):
+        options["rare_class_crops"] = data.augment.rare_class_crops
+    if isinstance(config, DetectionConfig):
+        options["masks"] = isinstance(config, InstanceSegmentationConfig)
+    return _MODULES[type(data)](
         **options,
-        classes=None if classes is None else [_class(spec) for spec in classes],
-        split=_SPLITS[config.data.split.by](**_fields(config.data.split, leave_out=("by",))),  # type: ignore[operator]
-        augment=Augment(**augment),
-        rare_class_crops=config.data.augment.rare_class_crops,
+        classes=None if data.classes is None else [_class(spec) for spec in data.classes],
+        split=_SPLITS[data.split.by](**_fields(data.split, leave_out=("by",))),
+        augment=Augment(**_fields(data.augment, leave_out=("rare_class_crops",))),
         seed=config.seed,
     )
 
@@ -77,12 +97,24 @@ def build_backbone(config: Config, bands: Sequence[str], *, pretrained: bool = T
     )
 
 
-def build_model(config: Config, backbone: Backbone, num_classes: int) -> SegmentationModel:
-    """The backbone with a new head, its layers as the strategy needs them."""
-    assert isinstance(config, SegmentationConfig)
+def fit_head(config: Config, data: DataModule) -> dict[str, Any]:
+    """Options of the head that follow from the training data, as JSON has them: its anchors."""
+    if not isinstance(config, DetectionConfig) or getattr(config.head, "anchors", None) != "fit":
+        return {}
+    assert isinstance(data, DetectionDataModule)
+    anchors = fit_anchors(data.training_boxes())
+    print(anchors)
+    return {"anchor_sizes": anchors.sizes, "aspect_ratios": anchors.ratios}
+
+
+def build_model(
+    config: Config, backbone: Backbone, num_classes: int, *, fitted: dict[str, Any] | None = None
+) -> nn.Module:
+    """The backbone with a new head, its layers as the strategy needs them; fitted: see `fit_head`."""
     head = config.head
-    options = head.options if isinstance(head, settings.CustomHead) else _fields(head, leave_out=("name",))
-    model = create_model(backbone, num_classes, head=head.name, options=options)
+    options = head.options if isinstance(head, settings.CustomHead) else _fields(head, leave_out=("name", "anchors"))
+    make = create_detector if isinstance(config, DetectionConfig) else create_model
+    model = make(backbone, num_classes, head=head.name, options=options | (fitted or {}))
     build_strategy(config).prepare(backbone)
     accelerate_depthwise(model)
     return model
@@ -106,21 +138,25 @@ def build_optimization(config: Config) -> Optimization:
     )
 
 
-def build_task(config: Config, model: SegmentationModel, data: SegmentationDataModule) -> SegmentationModule:
+def build_task(config: Config, model: nn.Module, data: DataModule) -> Task:
     """The LightningModule of a model that `build_model` made."""
-    return SegmentationModule(
-        model,
-        build_loss_of(config, data),
-        class_names=data.classes.names,
-        optimization=build_optimization(config),
-        channels_last=config.trainer.channels_last,
-        seed=config.seed,
-    )
+    common: dict[str, Any] = {
+        "class_names": data.classes.names,
+        "optimization": build_optimization(config),
+        "channels_last": config.trainer.channels_last,
+        "seed": config.seed,
+    }
+    if isinstance(model, DetectionModel):
+        return DetectionModule(model, **common)
+    assert isinstance(config, SegmentationConfig)
+    assert isinstance(model, SegmentationModel)
+    loss = build_loss(config.task.loss, class_counts=torch.from_numpy(data.statistics.class_counts))
+    return SegmentationModule(model, loss, **common)
 
 
 def build_cache(
-    config: Config, task: SegmentationModule, data: SegmentationDataModule
-) -> CachedData | SegmentationDataModule:
+    config: Config, task: Task, data: DataModule
+) -> CachedData | DataModule:
     """The data from which to train: features of the frozen part where the strategy caches them, else `data`.
 
     Why features aren't cached is printed as a note; they can't be in trainings of several processes.
@@ -134,6 +170,8 @@ def build_cache(
     if wanted.cache == "auto":
         limit = min(limit, free_bytes(config.runs) / 2)
     try:
+        if not (isinstance(task, SegmentationModule) and isinstance(data, SegmentationDataModule)):
+            raise CacheError("the feature cache is for segmentation")
         if config.trainer.devices != 1:
             raise CacheError("the feature cache is for one device (trainer.devices: 1)")
         return cache_features(
@@ -157,12 +195,6 @@ def _device(config: Config) -> torch.device:
     return torch.device("cuda" if on_gpu else "cpu")
 
 
-def build_loss_of(config: Config, data: SegmentationDataModule) -> SegmentationLoss:
-    """The loss, with class weights from the training split."""
-    assert isinstance(config, SegmentationConfig)
-    return build_loss(config.task.loss, class_counts=torch.from_numpy(data.statistics.class_counts))
-
-
 def views(config: Config) -> dict[str, Any]:
     """Test-time augmentation, for `visionsft.models.views.average_views`."""
     assert isinstance(config, SegmentationConfig)
@@ -171,7 +203,7 @@ def views(config: Config) -> dict[str, Any]:
 
 def tiles(config: Config) -> dict[str, int | None]:
     """Side and overlap of the tiles of scenes, for `visionsft.prediction.tiling.plan_tiles`."""
-    assert isinstance(config, SegmentationConfig)
+    assert isinstance(config, SegmentationConfig | DetectionConfig)
     return {"tile": config.inference.tile, "overlap": config.inference.overlap}
 
 

@@ -154,6 +154,29 @@ class SegmentationTask(_Task):
     )
 
 
+class DetectionTask(_Task):
+    """A box and a class for every object."""
+
+    kind: Literal["detection"]
+    size_limits: tuple[Rate, Rate] = Field(
+        default=(32.0, 96.0),
+        description="sides in pixels below which objects count as small and as medium in the scores; the "
+        "defaults are COCO's, by which nearly everything seen from above is small",
+    )
+
+    @model_validator(mode="after")
+    def _limits_rise(self) -> Self:
+        if self.size_limits[0] >= self.size_limits[1]:
+            raise _conflict("size_limits", f"{list(self.size_limits)} must rise")
+        return self
+
+
+class InstanceSegmentationTask(DetectionTask):
+    """An outline and a class for every object."""
+
+    kind: Literal["instance_segmentation"]  # type: ignore[assignment]
+
+
 # ------------------------------------------------------------------------------------ backbone
 
 
@@ -243,6 +266,61 @@ Head = Annotated[
     | Annotated[CustomHead, Tag("custom")],
     Discriminator(_kind_of_head),
     _by_default("name", "fpn"),
+]
+
+
+class _DetectionHead(Section):
+    width: Positive = Field(default=256, description="channels of all levels of its pyramid")
+    score_threshold: Fraction = Field(default=0.05, description="less certain detections are dropped")
+    detections_per_image: Positive = Field(
+        default=100, description="at most; crowded tiles seen from above hold more than a street"
+    )
+    candidates: Positive = Field(
+        default=1000, description="boxes of a level (faster_rcnn, mask_rcnn: of an image) that are looked at"
+    )
+
+
+class FcosHead(_DetectionHead):
+    name: Literal["fcos"] = "fcos"
+    finest_stride: Positive = Field(
+        default=8, description="pixels between positions of the finest level: 8, or 4 for small objects"
+    )
+    convs: Positive = Field(default=4, description="convolutions before the predictions")
+    centre_radius: Rate = Field(
+        default=1.5, description="positions up to so many strides from an object's centre learn it"
+    )
+    nms: Share = Field(default=0.6, description="IoU above which the less certain box of a class is dropped")
+
+
+class _AnchorHead(_DetectionHead):
+    anchors: Literal["fit", "default"] = Field(
+        default="fit",
+        description="sizes and proportions from the training boxes by k-means, or as in the paper",
+    )
+    nms: Share = Field(default=0.5, description="IoU above which the less certain box of a class is dropped")
+
+
+class RetinaNetHead(_AnchorHead):
+    name: Literal["retinanet"]
+    finest_stride: Positive = Field(
+        default=8, description="pixels between positions of the finest level: 8, or 4 for small objects"
+    )
+    convs: Annotated[int, Field(ge=1, le=4, strict=True)] = 4
+
+
+class FasterRcnnHead(_AnchorHead):
+    name: Literal["faster_rcnn"]
+    finest_stride: Positive = 4
+    convs: Positive = Field(default=1, description="convolutions of the proposal network")
+    hidden: Positive = Field(default=1024, description="features of a proposal")
+
+
+class MaskRcnnHead(FasterRcnnHead):
+    name: Literal["mask_rcnn"] = "mask_rcnn"  # type: ignore[assignment]
+
+
+DetectionHead = Annotated[
+    FcosHead | RetinaNetHead | FasterRcnnHead, Field(discriminator="name"), _by_default("name", "fcos")
 ]
 
 
@@ -420,7 +498,7 @@ class ListSplit(Section):
 
     by: Literal["list"]
     train: Path
-    val: Path
+    val: Path | None = None
     test: Path | None = None
 
 
@@ -482,6 +560,8 @@ class _Data(Section):
     ignore: tuple[LabelValue, ...] = Field(
         default=(), description="label values (or colours, or names) that mean 'no label'"
     )
+    split: Split = FolderSplit()
+    augment: Augment
     batch_size: Positive = 8
     eval_batch_size: Positive | None = Field(default=None, description="default: batch_size")
     workers: NonNegative = Field(default=1, description="loader processes; the samples don't depend on it")
@@ -534,7 +614,6 @@ class _Scenes(_Data):
     """GeoTIFF files, for every task."""
 
     kind: Literal["geotiff"]
-    split: Split = FolderSplit()
     bands: tuple[str, ...] | None = Field(
         default=None,
         description="names of the files' bands in order; default: from the files, else B1, B2...",
@@ -606,7 +685,6 @@ class _Frames(_Data):
     """Camera frames, for every task."""
 
     kind: Literal["camera"]
-    split: Split = FolderSplit()
     drive_pattern: DrivePattern | None = Field(
         default=None,
         description="regular expression whose first group is the drive in a frame's name; default: by layout",
@@ -643,6 +721,75 @@ class CameraData(_Frames):
 
 
 Data = Annotated[GeoTiffData | CameraData, Field(discriminator="kind")]
+
+
+
+class _Objects(Section):
+    """Labels that are objects."""
+
+    images: ImageTemplate | None = Field(
+        default=None,
+        description="glob of the images below root, or with `annotations` their folder; default: by layout",
+    )
+    labels: LabelTemplate | None = Field(
+        default=None, description="an image's label file, for layouts that have one each; default: by layout"
+    )
+    annotations: ImageTemplate | None = Field(
+        default=None, description="the label file of all images (coco, csv, bdd100k); default: by layout"
+    )
+    first_pixel: Literal[0, 1] | None = Field(
+        default=None, description="'voc': number of the first pixel; 1 in the challenge's own files"
+    )
+    min_visible: Share = Field(
+        default=0.4,
+        description="an object of which a sample shows less than this share counts neither as object nor as "
+        "background there",
+    )
+
+
+class GeoTiffObjects(_Windows, _Objects):
+    layout: Literal["vector", "voc", "coco", "csv", "dota"] = Field(
+        default="vector",
+        description="'vector': shapes in map coordinates (`labels`: one file an image with '{name}', or one "
+        "for all); the others: boxes in pixels of the images",
+    )
+    empty_share: Share = Field(
+        default=0.2, description="share of training windows without an object, where there is such ground"
+    )
+    eval_chip: Positive | None = Field(
+        default=None,
+        description="side of validation windows while training; smaller scenes are seen whole; default: "
+        "twice chip",
+    )
+    eval_overlap: Fraction = Field(
+        default=0.25, description="overlap share of neighbouring validation windows"
+    )
+
+
+class CameraObjects(_Frames, _Objects):
+    layout: Literal["bdd100k", "coco", "csv", "dota", "kitti", "voc", "yolo"]
+    empty_without_label: bool | None = Field(
+        default=None, description="'yolo': an image without a label file is one without objects"
+    )
+    size: tuple[Positive, Positive] | None = Field(
+        default=None,
+        description="(height, width) into which frames are fitted; they keep their proportions",
+    )
+    longest: Positive | None = Field(
+        default=None, description="longer side to which frames are resized; default: their own"
+    )
+    crop: tuple[Positive, Positive] | None = Field(
+        default=None, description="(height, width) of training crops; default: the whole frame"
+    )
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.size is not None and self.longest is not None:
+            raise _conflict("longest", "is given and size, too; give one of them", "size")
+        return self
+
+
+ObjectData = Annotated[GeoTiffObjects | CameraObjects, Field(discriminator="kind")]
 
 # ------------------------------------------------------------------------------------- trainer
 
@@ -719,6 +866,19 @@ class Inference(Section):
     )
 
 
+class DetectionInference(Section):
+    """How `evaluate` and `predict` find objects."""
+
+    tile: Positive | None = Field(
+        default=None, description="side of the tiles of large images, in pixels; default: by the model"
+    )
+    overlap: NonNegative | None = Field(
+        default=None,
+        description="pixels that neighbouring tiles have in common: no less than an object usually has; "
+        "default: 128, at most a quarter of a tile",
+    )
+
+
 # ---------------------------------------------------------------------------------------- root
 
 
@@ -736,7 +896,7 @@ class Config(Section):
     task: _Task
     data: _Data
     backbone: Backbone
-    head: Section
+    head: Any
     strategy: Strategy = FullStrategy()
     trainer: Trainer = Trainer()
 
@@ -766,7 +926,29 @@ class SegmentationConfig(Config):
     )
 
 
-CONFIGS: dict[str, type[Config]] = {"segmentation": SegmentationConfig}
+class DetectionConfig(Config):
+    """A box for every object."""
+
+    model_config = ConfigDict(defer_build=False)
+
+    task: DetectionTask
+    data: ObjectData
+    head: DetectionHead = FcosHead()
+    inference: DetectionInference = DetectionInference()
+
+
+class InstanceSegmentationConfig(DetectionConfig):
+    """A box and an outline for every object."""
+
+    task: InstanceSegmentationTask
+    head: MaskRcnnHead = MaskRcnnHead()
+
+
+CONFIGS: dict[str, type[Config]] = {
+    "segmentation": SegmentationConfig,
+    "detection": DetectionConfig,
+    "instance_segmentation": InstanceSegmentationConfig,
+}
 """By task.kind."""
 
 DEFAULT_TASK = "segmentation"

@@ -6,11 +6,12 @@ import logging
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
 
-from datamodules import SegmentationDataModule
+from datamodules import DataModule
 from visionsft import build
 from visionsft.config import Config
 from visionsft.errors import ConfigError
@@ -18,7 +19,7 @@ from visionsft.loading import load_config
 from visionsft.runs import Run, is_first_process
 from visionsft.training.callbacks import Checkpoints
 from visionsft.training.strategies import trainable_table
-from visionsft.training.tasks import SegmentationModule, Task
+from visionsft.training.tasks import Task
 
 
 def fit(config: Config | str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
@@ -35,11 +36,11 @@ def fit(config: Config | str | Path, *, resume: bool = False, overwrite: bool = 
     first = is_first_process()
     run = Run.resume(config) if resume and first else Run.of(config)
     checkpoint = run.checkpoint("last") if resume and run.has_checkpoint("last") else None
-    task, data = _assemble(config, pretrained=checkpoint is None)
+    task, data, fitted = _assemble(config, pretrained=checkpoint is None)
     if first and not resume:
         run = Run.create(config, overwrite=overwrite)
     if first:
-        _record(run, task, data, resumed=checkpoint is not None)
+        _record(run, task, data, fitted, resumed=checkpoint is not None)
     trainer = build.build_trainer(config, run.path, task)
     started = time.perf_counter()
     if checkpoint is not None:
@@ -53,7 +54,7 @@ def fit(config: Config | str | Path, *, resume: bool = False, overwrite: bool = 
     return run
 
 
-def _assemble(config: Config, *, pretrained: bool) -> tuple[SegmentationModule, SegmentationDataModule]:
+def _assemble(config: Config, *, pretrained: bool) -> tuple[Task, DataModule, dict[str, Any]]:
     """Everything that training needs; a mistake in data or weights is found here, before a run folder is made."""
     lightning.seed_everything(config.seed, verbose=False)
     data = build.build_data(config)
@@ -61,10 +62,14 @@ def _assemble(config: Config, *, pretrained: bool) -> tuple[SegmentationModule, 
     backbone = build.build_backbone(config, data.bands, pretrained=pretrained)
     data.set_normalisation(backbone.mean, backbone.std)
     data.setup("fit")
-    return build.build_task(config, build.build_model(config, backbone, len(data.classes)), data), data
+    fitted = build.fit_head(config, data)
+    model = build.build_model(config, backbone, len(data.classes), fitted=fitted)
+    return build.build_task(config, model, data), data, fitted
 
 
-def _record(run: Run, task: SegmentationModule, data: SegmentationDataModule, *, resumed: bool) -> None:
+def _record(
+    run: Run, task: Task, data: DataModule, fitted: dict[str, Any], *, resumed: bool
+) -> None:
     """Write and say what the run stands on: data, weights, and what trains."""
     table = trainable_table(task.model, task.optimization.rates)
     run.write_text("trainable.txt", table)
@@ -72,7 +77,8 @@ def _record(run: Run, task: SegmentationModule, data: SegmentationDataModule, *,
     if not resumed:
         weights = task.model.backbone.weights_report
         normalisation = {"mean": data.normalisation.mean, "std": data.normalisation.std}
-        run.write_json("data.json", {**card, "normalisation": normalisation, "classes": data.classes.names})
+        card |= {"normalisation": normalisation, "classes": data.classes.names, "fitted": fitted}
+        run.write_json("data.json", card)
         run.write_environment({"weights": vars(weights), "data_fingerprint": card["fingerprint"]})
         print(f"weights: {weights}")
     for warning in card["warnings"]:
@@ -80,7 +86,7 @@ def _record(run: Run, task: SegmentationModule, data: SegmentationDataModule, *,
     print(f"\n{table}", flush=True)
 
 
-def _adopt(task: SegmentationModule, checkpoint: Path) -> None:
+def _adopt(task: Task, checkpoint: Path) -> None:
     """Take over a checkpoint's weights: the feature cache must see the frozen ones before training goes on."""
     task.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from backbones import merge_lora
-from datamodules import Normalisation, SegmentationDataModule
+from datamodules import Normalisation
 from visionsft import build
 from visionsft.config import Config, LoraStrategy
 from visionsft.errors import RunError
-from visionsft.models import SegmentationModel
 from visionsft.runs import Checkpoint, Run
 from visionsft.training.precision import DTYPES
 
@@ -24,8 +24,8 @@ from visionsft.training.precision import DTYPES
 class LoadedRun:
     """A trained model with what it needs to be used as it was trained."""
 
-    model: SegmentationModel
-    """In eval mode; with the moving average of the weights where one was kept; LoRA adapters merged."""
+    model: Any
+    """A SegmentationModel, or a DetectionModel; in eval mode, with the moving average of the weights where one was kept; LoRA adapters merged."""
     config: Config
     run: Run
     precision: torch.dtype | None
@@ -43,8 +43,8 @@ class LoadedRun:
         return build.tiles(self.config)
 
     @cached_property
-    def data(self) -> SegmentationDataModule:
-        """The run's data module with the bands and the normalisation of the training.
+    def data(self) -> Any:
+        """The run's data module (a SegmentationDataModule, or a DetectionDataModule) with the bands and the normalisation of the training.
 
         Not scanned: predicting new files needs none of the training's.
         """
@@ -55,7 +55,7 @@ class LoadedRun:
         return data
 
 
-def load_model(run: Run | str | Path, checkpoint: Checkpoint = "best") -> SegmentationModel:
+def load_model(run: Run | str | Path, checkpoint: Checkpoint = "best") -> nn.Module:
     """The trained model of a run (or of the run folder of that path), in eval mode, plain PyTorch."""
     return load_run(run if isinstance(run, Run) else Run.open(run), checkpoint).model
 
@@ -66,12 +66,12 @@ def load_run(run: Run, checkpoint: Checkpoint = "best") -> LoadedRun:
     path = run.checkpoint(checkpoint)
     card = run.read_json("data.json")
     backbone = build.build_backbone(config, tuple(card["bands"]), pretrained=False)
-    model = build.build_model(config, backbone, len(card["classes"]))
+    model = build.build_model(config, backbone, len(card["classes"]), fitted=card.get("fitted", {}))
     _restore(model, path)
     if isinstance(config.strategy, LoraStrategy):
         merge_lora(backbone)
     if config.trainer.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     return LoadedRun(
         model=model.eval().requires_grad_(False),
         config=config,
@@ -81,7 +81,7 @@ def load_run(run: Run, checkpoint: Checkpoint = "best") -> LoadedRun:
     )
 
 
-def _restore(model: SegmentationModel, path: Path) -> None:
+def _restore(model: nn.Module, path: Path) -> None:
     """Load the checkpoint's weights, those of the moving average where there is one."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

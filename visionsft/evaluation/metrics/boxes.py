@@ -1,0 +1,128 @@
+"""Boxes: what one image, and all images of a split, hold of truth and of detections, as plain arrays.
+
+The metrics of detection read nothing else. Coordinates are x1, y1, x2, y2 in pixels of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.objects import Target
+
+if TYPE_CHECKING:
+    from visionsft.models.detections import Detections
+
+
+@dataclass(frozen=True)
+class ImageBoxes:
+    """Truth and detections of one image."""
+
+    truth: NDArray[np.float32]
+    """(N, 4)"""
+    truth_labels: NDArray[np.int64]
+    """(N,) class index from 0."""
+    ignored: NDArray[np.float32]
+    """(M, 4) regions that are neither objects nor background, of every class."""
+    found: NDArray[np.float32]
+    """(D, 4)"""
+    scores: NDArray[np.float32]
+    """(D,) in 0..1."""
+    labels: NDArray[np.int64]
+    """(D,) class index from 0."""
+
+    @classmethod
+    def of(cls, detections: Detections, target: Target) -> ImageBoxes:
+        """From what a detector and a batch give, on any device."""
+        tensors = (
+            *(target["boxes"], target["labels"], target["ignored"]),
+            *(detections.boxes, detections.scores, detections.labels),
+        )
+        return cls(*(tensor.detach().cpu().numpy() for tensor in tensors))
+
+    @classmethod
+    def none(cls) -> ImageBoxes:
+        """Neither truth nor detections."""
+        boxes, labels = np.empty((0, 4), np.float32), np.empty(0, np.int64)
+        return cls(boxes, labels, boxes, boxes, np.empty(0, np.float32), labels)
+
+
+@dataclass(frozen=True)
+class BoxTable:
+    """All boxes of I images, one below the other; `*_image` is the index of each row's image, ascending."""
+
+    images: int
+    classes: int
+    truth: NDArray[np.float64]
+    """(N, 4)"""
+    truth_labels: NDArray[np.int64]
+    truth_image: NDArray[np.int64]
+    ignored: NDArray[np.float64]
+    """(M, 4)"""
+    ignored_image: NDArray[np.int64]
+    found: NDArray[np.float64]
+    """(D, 4)"""
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    image: NDArray[np.int64]
+
+    @classmethod
+    def gather(cls, rows: Sequence[ImageBoxes], classes: int) -> BoxTable:
+        """The boxes of many images, whose order stays; `classes` is their number K."""
+        table = cls(
+            images=len(rows),
+            classes=classes,
+            truth=_stack([row.truth for row in rows]),
+            truth_labels=_join([row.truth_labels for row in rows]).astype(np.int64),
+            truth_image=_owners([len(row.truth) for row in rows]),
+            ignored=_stack([row.ignored for row in rows]),
+            ignored_image=_owners([len(row.ignored) for row in rows]),
+            found=_stack([row.found for row in rows]),
+            scores=_join([row.scores for row in rows]),
+            labels=_join([row.labels for row in rows]).astype(np.int64),
+            image=_owners([len(row.found) for row in rows]),
+        )
+        for name, labels in (("truth", table.truth_labels), ("detections", table.labels)):
+            wrong = np.unique(labels[(labels < 0) | (labels >= classes)])
+            if len(wrong):
+                raise ValueError(f"{name}: the labels {wrong.tolist()}; allowed are 0..{classes - 1}")
+        return table
+
+    @property
+    def positives(self) -> NDArray[np.int64]:
+        """(I, K) objects in truth."""
+        return count_labels(self.truth_image, self.truth_labels, images=self.images, classes=self.classes)
+
+
+def count_labels(
+    image: NDArray[np.int64], labels: NDArray[np.int64], *, images: int, classes: int
+) -> NDArray[np.int64]:
+    """How often each class occurs in each image: two (N,) -> (I, K)."""
+    return np.bincount(image * classes + labels, minlength=images * classes).reshape(images, classes)
+
+
+def box_areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, 4) -> (N,) in square pixels."""
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def intersections(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Common area of each pair of rows: two (N, 4) -> (N,) in square pixels."""
+    size = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
+    return size.clip(min=0).prod(axis=1)
+
+
+def _stack(boxes: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    return np.concatenate([np.empty((0, 4)), *boxes]).astype(np.float64)
+
+
+def _join(values: Sequence[NDArray[np.float32] | NDArray[np.int64]]) -> NDArray[np.float64]:
+    return np.concatenate([np.empty(0), *values])
+
+
+def _owners(counts: Sequence[int]) -> NDArray[np.int64]:
+    return np.repeat(np.arange(len(counts)), np.asarray(counts, np.int64))
