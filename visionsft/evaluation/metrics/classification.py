@@ -66,11 +66,11 @@ def label_counts(decided: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArra
     return np.stack([decided & truth, truth, decided], axis=1).astype(np.int64)
 
 
-def top_hits(probabilities: NDArray[Any], truth: NDArray[np.bool_]) -> dict[int, NDArray[np.bool_]]:
+def top_hits(probabilities: NDArray[Any], truth: NDArray[np.bool_]) -> dict[int, Any]:
     """By k, (N,) whether the one true class is among the k most probable; ties are decided for lower indices."""
     order = np.argsort(-probabilities, axis=1, kind="stable")
     found = np.take_along_axis(truth, order, axis=1)
-    return {k: found[:, :k].any(axis=1) for k in TOP if k < probabilities.shape[1]}
+    return {k: np.any(found[:, :k], axis=1) for k in TOP if k < probabilities.shape[1]}
 
 
 # ------------------------------------------------------------------------------------------------- reading
