@@ -288,14 +288,23 @@ def calibrate(
 def thresholds(
     run: RunFolder,
     requirements: Annotated[
-        list[str], typer.Argument(metavar="REQUIREMENT...", help="For example 'recall[Pedestrian] >= 0.9'.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="[REQUIREMENT]...", help="Of maps, for example 'recall[Pedestrian] >= 0.9'."),
+    ] = None,
     checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to use.")] = Checkpoint.best,
 ) -> None:
-    """Choose class thresholds on validation, and show their price on test."""
+    """Choose class thresholds on validation: for requirements, or of images with several classes for the best F1."""
     from visionsft.runs import Run
 
-    Run.open(run)
+    if Run.open(run).task == "classification":
+        if requirements:
+            raise typer.BadParameter("requirements are for maps; of images each class gets its best F1")
+        from visionsft.evaluation import choose_label_thresholds
+
+        typer.echo(choose_label_thresholds(run, checkpoint=checkpoint.value).table())
+        return
+    if not requirements:
+        raise typer.BadParameter("maps need a requirement, for example 'recall[Pedestrian] >= 0.9'")
     from visionsft.evaluation import choose_thresholds
 
     typer.echo(choose_thresholds(run, requirements, checkpoint=checkpoint.value).table())
@@ -356,14 +365,18 @@ def predict(
     every: Annotated[int, typer.Option(min=1, help="Videos: only each n-th frame.")] = 1,
     rate: Annotated[int, typer.Option(min=1, help="Drives: frames a second of a folder's video.")] = 10,
     masks: Annotated[bool, typer.Option(help="Drives: write the frames' class maps, too.")] = True,
+    top: Annotated[int, typer.Option(min=1, help="Classification: most probable classes in the table.")] = 3,
 ) -> None:
-    """Write the class map of every INPUT: georeferenced where it is, a video's beside an overlay video."""
+    """Write the class map of every INPUT: georeferenced where it is, a video's beside an overlay video.
+
+    A classification run writes one table of all inputs, predictions.csv.
+    """
     from visionsft.runs import Run
 
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
     Run.open(run)
-    from visionsft.prediction import FrameOptions, SceneOptions, VectorOptions, predict_all
+    from visionsft.prediction import FrameOptions, LabelOptions, SceneOptions, VectorOptions, predict_all
 
     polygons = VectorOptions(simplify, min_area, fill_holes, tuple(only) if only else None)
     if vectors is None and polygons != VectorOptions():
@@ -375,7 +388,8 @@ def predict(
     )  # fmt: skip
     predictions = predict_all(
         run, inputs, out, overwrite=overwrite, resume=resume, overlay=overlay, scenes=scenes,
-        frames=FrameOptions(drives=drives, every=every, rate=rate, masks=masks), engine=engine.value,
+        frames=FrameOptions(drives=drives, every=every, rate=rate, masks=masks),
+        labels=LabelOptions(top), engine=engine.value,
     )  # fmt: skip
     typer.echo(predictions.table())
     predictions.check()

@@ -2,11 +2,14 @@
 
 from visionsft.evaluation.area import estimate_areas, pixel_area
 from visionsft.evaluation.calibrating import calibrate
+from visionsft.evaluation.classifying import Answers, ClassificationEvaluation, choose_label_thresholds
 from visionsft.evaluation.comparison import Pair, compare
 from visionsft.evaluation.counts import Counts, load_counts
 from visionsft.evaluation.evaluating import Evaluation, evaluate
 from visionsft.evaluation.gates import Judgement, Verdict, judge
 from visionsft.evaluation.intervals import SegmentationIntervals, segmentation_intervals
+from visionsft.evaluation.label_intervals import LabelIntervals, label_intervals
+from visionsft.evaluation.label_thresholds import LabelThresholds
 from visionsft.evaluation.pictures import (
     Example,
     colourise,
@@ -15,6 +18,7 @@ from visionsft.evaluation.pictures import (
     display,
     error_map,
     overlay,
+    picture_sheet,
     reliability_figure,
 )
 from visionsft.evaluation.robustness import Robustness, measure_robustness
@@ -23,10 +27,14 @@ from visionsft.evaluation.temperature import load_temperature
 from visionsft.evaluation.thresholds import choose_thresholds
 
 __all__ = [
+    "Answers",
+    "ClassificationEvaluation",
     "Counts",
     "Evaluation",
     "Example",
     "Judgement",
+    "LabelIntervals",
+    "LabelThresholds",
     "Metadata",
     "Pair",
     "Robustness",
@@ -34,6 +42,7 @@ __all__ = [
     "Slices",
     "Verdict",
     "calibrate",
+    "choose_label_thresholds",
     "choose_thresholds",
     "colourise",
     "compare",
@@ -44,10 +53,12 @@ __all__ = [
     "estimate_areas",
     "evaluate",
     "judge",
+    "label_intervals",
     "load_counts",
     "load_temperature",
     "measure_robustness",
     "overlay",
+    "picture_sheet",
     "pixel_area",
     "reliability_figure",
     "segmentation_intervals",

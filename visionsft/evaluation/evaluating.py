@@ -11,7 +11,7 @@ import csv
 import heapq
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -31,7 +31,8 @@ from datamodules.batch import IGNORE, Batch, Item, Sample
 from datamodules.datasets import EvaluationDataset
 from datamodules.scenes import SceneReader
 from datamodules.statistics import fingerprint
-from visionsft.errors import nearest
+from visionsft.config import ClassificationConfig
+from visionsft.errors import ConfigError, nearest
 from visionsft.evaluation.answers import answers, infer
 from visionsft.evaluation.area import compare_areas
 from visionsft.evaluation.counts import Counts, mean_brightness, save_counts
@@ -60,6 +61,7 @@ from visionsft.files import atomic_path, sha256, write_text
 from visionsft.runs import Checkpoint, Run, describe_environment
 
 if TYPE_CHECKING:
+    from visionsft.evaluation.classifying import ClassificationEvaluation
     from visionsft.training.loading import LoadedRun
 
 T = TypeVar("T")
@@ -155,17 +157,23 @@ def evaluate(
     metadata: str | Path | None = None,
     boundaries: bool = False,
     efficiency: bool = False,
-) -> Evaluation:
+) -> Evaluation | ClassificationEvaluation:
     """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
 
     group_by: what is resampled for the intervals. slice_by: "group", "brightness", "name:REGEX" or columns of
     the CSV file `metadata` (all, unless some are given); with neither, the groups where these are 2 to 50.
     boundaries: also count how well edges and objects are met; it takes more time than all other counting.
     efficiency: also measure what the model costs on this machine, in a few passes over a batch.
+    Classification runs have no boundaries and no slices yet: these options are refused for them.
     """
     from visionsft.training.loading import load_run  # its modules use this package's metrics
 
     run = run if isinstance(run, Run) else Run.open(run)
+    if isinstance(run.config, ClassificationConfig):
+        refused = {"boundaries": boundaries, "slice_by": slice_by, "metadata": metadata}
+        return _evaluate_classes(
+            run, refused, split=split, checkpoint=checkpoint, group_by=group_by, efficiency=efficiency
+        )
     loaded = load_run(run, checkpoint)
     loaded.data.setup("test")
     check_split(loaded.data, split)
@@ -201,6 +209,15 @@ def evaluate(
     dataset = cast(Dataset[Sample], loader.dataset)
     _write(evaluation, loaded, dataset, run.checkpoint(checkpoint), worst.maps())
     return evaluation
+
+
+def _evaluate_classes(run: Run, refused: Mapping[str, object], **options: Any) -> ClassificationEvaluation:
+    """Of a classification run, by its own module; what that doesn't have is refused."""
+    from visionsft.evaluation.classifying import evaluate_classes
+
+    if given := [name for name, value in refused.items() if value]:
+        raise ConfigError(f"{', '.join(given)}: for maps; {run.path} is a classification run")
+    return evaluate_classes(run, **options)
 
 
 # ------------------------------------------------------------------------------------------------ counting
@@ -315,12 +332,12 @@ def _write(
     heading = (
         f"{evaluation.title}\nmean IoU {evaluation.scores.mean_iou:.4f}, {evaluation.scores.pixels:,} pixels"
     )
-    figure = confusion_figure(evaluation.confusion, classes.names, title=_marked(heading, evaluation))
-    _save(figure, folder / "confusion.png")
+    figure = confusion_figure(evaluation.confusion, classes.names, title=marked(heading, evaluation.warning))
+    save_figure(figure, folder / "confusion.png")
     histogram = evaluation.details.reliability.sum(axis=0)
     heading = f"{evaluation.title}\nexpected calibration error {evaluation.details.ece:.4f}"
-    figure = reliability_figure(histogram, classes.names, classes.colours, title=_marked(heading, evaluation))
-    _save(figure, folder / "reliability.png")
+    figure = reliability_figure(histogram, classes.names, classes.colours, title=marked(heading, evaluation.warning))
+    save_figure(figure, folder / "reliability.png")
     _write_worst(evaluation, loaded, dataset, worst)
     report = _report(evaluation, loaded.data, checkpoint) | _areas(evaluation, dataset, classes.names)
     write_text(
@@ -328,7 +345,7 @@ def _write(
     )
 
 
-def _save(figure: Figure, target: Path) -> None:
+def save_figure(figure: Figure, target: Path) -> None:
     with atomic_path(target) as path:
         figure.savefig(path)
 
@@ -405,9 +422,9 @@ def _write_worst(
         for i, prediction in worst
     )
     first = list(islice(examples, WORST))
-    title = _marked(f"{evaluation.title}: the worst {len(first)}\nrule: {RULE}", evaluation)
+    title = marked(f"{evaluation.title}: the worst {len(first)}\nrule: {RULE}", evaluation.warning)
     sheet = contact_sheet(first, names=classes.names, colours=classes.colours, title=title)
-    _save(sheet, evaluation.folder / "worst.png")
+    save_figure(sheet, evaluation.folder / "worst.png")
     indices = [i for i, _ in worst]
     write_gallery(
         evaluation.folder / "gallery",
@@ -439,6 +456,6 @@ def make_example(
     return Example(label, *(each[:height, :width] for each in pictures))
 
 
-def _marked(title: str, evaluation: Evaluation) -> str:
+def marked(title: str, warning: str | None) -> str:
     """The title, under a warning where the split is no evidence."""
-    return f"!! {evaluation.warning.split(':')[0]}\n{title}" if evaluation.warning else title
+    return f"!! {warning.split(':')[0]}\n{title}" if warning else title

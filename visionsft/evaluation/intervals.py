@@ -201,10 +201,10 @@ class SegmentationIntervals:
         lines = [what + (f"; {self.note}" if self.note else "")]
         for metric, ends in self.metrics.items():
             title = metric.replace("_", " ").replace("frequency ", "frequency-").replace("iou", "IoU")
-            lines.append(f"{title:{width}}  {_span(getattr(scores, metric), ends)}")
+            lines.append(f"{title:{width}}  {span(getattr(scores, metric), ends)}")
         lines.append(f"{'class':{width}}  {'IoU':<22}  {'recall':<22}  precision")
         for row, score in zip(self.per_class, scores.per_class, strict=True):
-            spans = [_span(getattr(score, metric), row.ends[metric]) for metric in _SHOWN]
+            spans = [span(getattr(score, metric), row.ends[metric]) for metric in _SHOWN]
             lines.append(f"{row.name:{width}}  {row.note or '  '.join(spans)}".rstrip())
         return "\n".join(lines)
 
@@ -250,7 +250,7 @@ def total_intervals(
     if note:
         return dict.fromkeys(scores), note
     ends = {
-        metric: _pair(*interval(values[metric], scores[metric], groups=effective, level=level))
+        metric: pair(*interval(values[metric], scores[metric], groups=effective, level=level))
         for metric in scores
     }
     return ends, None
@@ -271,7 +271,7 @@ def _class_intervals(
     rows = []
     for k, name in enumerate(names):
         note = too_few(int(present[k]), effective[k], unit)
-        found = {metric: None if note else _pair(low[k], high[k]) for metric, (low, high) in ends.items()}
+        found = {metric: None if note else pair(low[k], high[k]) for metric, (low, high) in ends.items()}
         rows.append(ClassIntervals(name, int(present[k]), note, found))
     return tuple(rows)
 
@@ -283,11 +283,11 @@ def too_few(groups: int, effective: float, unit: Unit, *, counted: str = "pixels
     return f"nearly all {counted} in one of {groups} {unit}s" if effective < FEW_EFFECTIVE else None
 
 
-def _pair(low: Any, high: Any) -> Ends | None:
+def pair(low: Any, high: Any) -> Ends | None:
     return None if math.isnan(low) or math.isnan(high) else (float(low), float(high))
 
 
-def _span(value: float, ends: Ends | None) -> str:
+def span(value: float, ends: Ends | None) -> str:
     number = "-" if math.isnan(value) else f"{value:.4f}"
     return f"{number:<6}  {'-' if ends is None else '[{:.3f}, {:.3f}]'.format(*ends):<14}"
 

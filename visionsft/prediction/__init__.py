@@ -1,6 +1,7 @@
 """Prediction: maps of scenes of any size, class maps of camera frames, and a model's way into other software."""
 
 from visionsft.prediction.exporting import export_onnx
+from visionsft.prediction.labelling import LabelOptions
 from visionsft.prediction.mapping import SceneOptions, ScenePredictor, predict_scene, scene_bands
 from visionsft.prediction.predicting import Outcome, Predictions, predict, predict_all
 from visionsft.prediction.scenes import Band, blend_tiles, row_bands
@@ -10,6 +11,7 @@ from visionsft.prediction.vectorising import VectorOptions
 __all__ = [
     "Band",
     "FrameOptions",
+    "LabelOptions",
     "Outcome",
     "Predictions",
     "SceneOptions",
