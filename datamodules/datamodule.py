@@ -166,9 +166,10 @@ class DataModule(LightningDataModule):
         # a last batch of few samples would upset batch norm
         return self._loader(dataset, self.batch_size, sampler, drop_last=len(sampler) > self.batch_size)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The val split once, whole and in order, not augmented."""
-        return self.evaluation_loader("val")
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """The val split once, whole and in order, not augmented; without one Lightning doesn't validate."""
+        self._scan_once()
+        return self.evaluation_loader("val") if self.items["val"] else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The test split once, whole and in order, not augmented."""

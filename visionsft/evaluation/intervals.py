@@ -156,12 +156,12 @@ class ClassIntervals:
     """Groups with the class in their truth."""
     note: str | None
     ends: dict[str, Ends | None]
-    """By metric: iou, recall, precision, f1."""
+    """By metric of a class."""
 
 
 @dataclass(frozen=True)
-class SegmentationIntervals:
-    """The intervals of every metric of a confusion matrix."""
+class Intervals:
+    """The intervals of a task's metrics."""
 
     level: float
     resamples: int
@@ -172,7 +172,7 @@ class SegmentationIntervals:
     note: str | None
     """Why there is no interval, or what speaks against it."""
     metrics: dict[str, Ends | None]
-    """By metric over all classes: mean_iou, frequency_weighted_iou, pixel_accuracy, mean_recall."""
+    """By metric over all classes."""
     per_class: tuple[ClassIntervals, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -192,19 +192,30 @@ class SegmentationIntervals:
             "per_class": classes,
         }
 
+    def _title(self) -> str:
+        return f"{self.level:.0%} intervals, {self.resamples:,} resamples of {self.groups:,} {self.unit}s"
+
+
+@dataclass(frozen=True)
+class SegmentationIntervals(Intervals):
+    """The intervals of every metric of a confusion matrix.
+
+    Over all classes: mean_iou, frequency_weighted_iou, pixel_accuracy, mean_recall; of a class: iou, recall,
+    precision, f1.
+    """
+
     def table(self, scores: SegmentationScores) -> str:
         """A text table of the numbers with their intervals; only the reason where there are none."""
-        what = f"{self.level:.0%} intervals, {self.resamples:,} resamples of {self.groups:,} {self.unit}s"
         if not any(self.metrics.values()):
-            return f"no {what}: {self.note}"
+            return f"no {self._title()}: {self.note}"
         width = max(len("frequency-weighted IoU"), *(len(row.name) for row in self.per_class))
-        lines = [what + (f"; {self.note}" if self.note else "")]
+        lines = [self._title() + (f"; {self.note}" if self.note else "")]
         for metric, ends in self.metrics.items():
             title = metric.replace("_", " ").replace("frequency ", "frequency-").replace("iou", "IoU")
-            lines.append(f"{title:{width}}  {span(getattr(scores, metric), ends)}")
+            lines.append(f"{title:{width}}  {show_span(getattr(scores, metric), ends)}")
         lines.append(f"{'class':{width}}  {'IoU':<22}  {'recall':<22}  precision")
         for row, score in zip(self.per_class, scores.per_class, strict=True):
-            spans = [span(getattr(score, metric), row.ends[metric]) for metric in _SHOWN]
+            spans = [show_span(getattr(score, metric), row.ends[metric]) for metric in _SHOWN]
             lines.append(f"{row.name:{width}}  {row.note or '  '.join(spans)}".rstrip())
         return "\n".join(lines)
 
@@ -277,17 +288,19 @@ def _class_intervals(
 
 
 def too_few(groups: int, effective: float, unit: Unit, *, counted: str = "pixels") -> str | None:
-    """Why so many groups give no interval; None where they do."""
+    """Why so many groups give no interval; None where they do. `counted` is what a group's weight is."""
     if groups < FEW_GROUPS:
         return f"only {groups} {unit}{'' if groups == 1 else 's'}"
     return f"nearly all {counted} in one of {groups} {unit}s" if effective < FEW_EFFECTIVE else None
 
 
 def pair(low: Any, high: Any) -> Ends | None:
+    """Both ends of an interval; None where they aren't defined."""
     return None if math.isnan(low) or math.isnan(high) else (float(low), float(high))
 
 
-def span(value: float, ends: Ends | None) -> str:
+def show_span(value: float, ends: Ends | None) -> str:
+    """A number and its interval in a table."""
     number = "-" if math.isnan(value) else f"{value:.4f}"
     return f"{number:<6}  {'-' if ends is None else '[{:.3f}, {:.3f}]'.format(*ends):<14}"
 

@@ -19,7 +19,7 @@ from visionsft.evaluation.intervals import (
     effective_groups,
     interval,
     pair,
-    span,
+    show_span,
     too_few,
 )
 from visionsft.evaluation.metrics import (
@@ -74,11 +74,11 @@ class LabelIntervals:
         width = max(len("mean average precision"), *(len(name) for name in self.per_class))
         lines = [what]
         totals = scores.totals()
-        lines += [f"{title(name):{width}}  {span(totals[name], ends)}" for name, ends in self.metrics.items()]
+        lines += [f"{title(name):{width}}  {show_span(totals[name], ends)}" for name, ends in self.metrics.items()]
         lines.append(f"{'class':{width}}  {'recall':<22}  {'precision':<22}  F1")
         for row in scores.per_class:
             ends_of = self.per_class[row.name]
-            spans = [span(getattr(row, name), ends_of[name]) for name in _CLASS_METRICS[:3]]
+            spans = [show_span(getattr(row, name), ends_of[name]) for name in _CLASS_METRICS[:3]]
             lines.append(f"{row.name:{width}}  {'  '.join(spans)}".rstrip())
         return "\n".join(lines)
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from visionsft.models.classifier import ClassificationModel, create_classifier
+from visionsft.models.detections import Detections
+from visionsft.models.detector import DetectionModel, create_detector
 from visionsft.models.heads import HEADS, IMAGE_HEADS
+from visionsft.models.heads.detection import DETECTION_HEADS
 from visionsft.models.losses import build_loss, class_weights
 from visionsft.models.model import SegmentationModel, create_model
 from visionsft.models.pyramid import SimpleFeaturePyramid
 
 __all__ = [
+    "DETECTION_HEADS",
     "HEADS",
     "IMAGE_HEADS",
     "ClassificationModel",
+    "DetectionModel",
+    "Detections",
     "SegmentationModel",
     "SimpleFeaturePyramid",
     "build_loss",
     "class_weights",
     "create_classifier",
+    "create_detector",
     "create_model",
 ]

@@ -84,15 +84,20 @@ def create_model(
     maps = cast(FeatureExtractor, backbone)
     neck: nn.Module = nn.Identity()
     channels, strides = maps.channels, maps.strides
-    if len(set(strides)) == 1 and not getattr(cls, "plain_maps", False):
+    if has_one_stride(backbone) and not getattr(cls, "plain_maps", False):
         neck = pyramid = SimpleFeaturePyramid(channels, strides)
         channels, strides = pyramid.channels, pyramid.strides
     built = build_head(cls, head, (channels, strides, num_classes), dict(options or {}))
     return SegmentationModel(backbone, neck, built, num_classes=num_classes)
 
 
+def has_one_stride(backbone: nn.Module) -> bool:
+    """Whether all its maps are equally fine, as a plain ViT's are."""
+    return len(set(cast(FeatureExtractor, backbone).strides)) == 1
+
+
 def head_class(name: str, heads: Mapping[str, type[nn.Module]] = HEADS) -> type[nn.Module]:
-    """The class of a name among the task's built-in `heads`, or of "package.module:Class"."""
+    """The class of a name in `heads` or of "package.module:Class"."""
     if name in heads:
         return heads[name]
     module_name, colon, class_name = name.partition(":")
@@ -114,10 +119,8 @@ def head_class(name: str, heads: Mapping[str, type[nn.Module]] = HEADS) -> type[
     return cast(type[nn.Module], found)
 
 
-def build_head(
-    cls: type[nn.Module], name: str, maps: tuple[Any, ...], options: dict[str, Any]
-) -> nn.Module:
-    """cls(*maps, **options), once the options are known to fit its signature; maps: channels, strides, num_classes."""
+def build_head(cls: type[nn.Module], name: str, maps: tuple[Any, ...], options: dict[str, Any]) -> nn.Module:
+    """The head, called with `maps` and the options, which are checked against its signature."""
     signature = inspect.signature(cls)
     try:
         signature.bind(*maps, **options)

@@ -21,7 +21,7 @@ class SimpleFeaturePyramid(nn.Module):
 
     The strides are the patch size times a power of two, nearest to 4, 8, 16 and 32. Patches of 14 give 3.5,
     7, 14 and 28: `strides` is rounded (4, 7, 14, 28), but the maps' sizes are exact: 4, 2, 1 and 1/2 (rounded
-    up) times the size of the ViT's map, so that all levels cover the same ground.
+    up) times the size of the ViT's map, so that all levels cover the same ground. `spacings` isn't rounded.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], *, width: int = 256) -> None:
@@ -34,7 +34,8 @@ class SimpleFeaturePyramid(nn.Module):
         self.projections = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.levels = nn.ModuleList(_level(width, power) for power in powers)
         self.channels = tuple(width >> max(power, 0) for power in powers)
-        self.strides = tuple(round(patch * 2.0**-power) for power in powers)
+        self.spacings = tuple(patch * 2.0**-power for power in powers)
+        self.strides = tuple(round(spacing) for spacing in self.spacings)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Maps (B, channels[i], h, w) -> maps (B, self.channels[i], about 4h, 4w), ..., finest first."""

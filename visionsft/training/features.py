@@ -278,7 +278,7 @@ class CachedData(LightningDataModule):
     def train_dataloader(self) -> CachedLoader:
         return self.train
 
-    def val_dataloader(self) -> CachedLoader | DataLoader[Batch]:
+    def val_dataloader(self) -> CachedLoader | DataLoader[Batch] | list[DataLoader[Batch]]:
         return self.val or self.data.val_dataloader()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -313,7 +313,7 @@ def cache_features(
     dataset = data.training_dataset()
     layout = _layout(dataset[SampleKey(data.seed, 0, 0)], compute)
     whole = len(dataset) * views * layout.sample_bytes
-    evaluated = data.val_dataloader().dataset if data.items["val"] else None
+    evaluated = data.evaluation_loader("val").dataset if data.items["val"] else None
     evaluation = None if evaluated is None else _layout(evaluated[0], compute)  # type: ignore[arg-type]
     if evaluation is not None:
         whole += len(evaluated) * evaluation.sample_bytes  # type: ignore[arg-type]

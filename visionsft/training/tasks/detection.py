@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.objects import DetectionBatch, detection_to_device
-from visionsft.evaluation.metrics import DetectionAverages
+from visionsft.evaluation.metrics.detection import AveragePrecision
 from visionsft.models.detections import Detections
 from visionsft.models.detector import DetectionModel
 from visionsft.training.tasks.task import Optimization, Task
@@ -38,11 +38,12 @@ class DetectionModule(Task):
         super().__init__(
             model, class_names=class_names, optimization=optimization, channels_last=channels_last, seed=seed
         )
-        self.averages = DetectionAverages(len(self.class_names))
+        self.averages = AveragePrecision(len(self.class_names))
 
     def forward(self, image: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[Detections]:
         """image: (B, C, H, W) float32, normalised -> what is found in each; sizes: without the padding."""
-        return self.model.detect(self.arrange(image), sizes)
+        found: list[Detections] = self.model(self.arrange(image), sizes)
+        return found
 
     def transfer_batch_to_device(
         self, batch: DetectionBatch, device: torch.device, dataloader_idx: int
