@@ -23,6 +23,7 @@ from datamodules.datasets import (
     ObjectTable,
     Plan,
     RawSample,
+    Reader,
 )
 from datamodules.errors import DataError
 from datamodules.layouts.dota import turned_box
@@ -114,8 +115,12 @@ class DetectionDataModule(DataModule):
 
     def read(self, item: Item) -> RawSample:
         """The item's pixels as the model sees them, not normalised."""
+        return self.reader().read(item)
+
+    def reader(self) -> Reader:
+        """Reads the pixels of items."""
         self._scan_once()
-        return self._reader().read(item)
+        return self._reader()
 
     def objects_of(self, item: Item) -> Objects:
         """What an item (of `items`, or a window of one) shows, in its pixels as the model sees them.

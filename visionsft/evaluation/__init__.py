@@ -5,7 +5,8 @@ from visionsft.evaluation.calibrating import calibrate
 from visionsft.evaluation.classifying import Answers, ClassificationEvaluation, choose_label_thresholds
 from visionsft.evaluation.comparison import Pair, compare
 from visionsft.evaluation.counts import Counts, load_counts
-from visionsft.evaluation.evaluating import Evaluation, evaluate
+from visionsft.evaluation.detecting import DetectionEvaluation
+from visionsft.evaluation.evaluating import Evaluation
 from visionsft.evaluation.gates import Judgement, Verdict, judge
 from visionsft.evaluation.intervals import SegmentationIntervals, segmentation_intervals
 from visionsft.evaluation.label_intervals import LabelIntervals, label_intervals
@@ -22,6 +23,7 @@ from visionsft.evaluation.pictures import (
     reliability_figure,
 )
 from visionsft.evaluation.robustness import Robustness, measure_robustness
+from visionsft.evaluation.scoring import evaluate
 from visionsft.evaluation.slices import Metadata, Slices, slice_counts
 from visionsft.evaluation.temperature import load_temperature
 from visionsft.evaluation.thresholds import choose_thresholds
@@ -30,6 +32,7 @@ __all__ = [
     "Answers",
     "ClassificationEvaluation",
     "Counts",
+    "DetectionEvaluation",
     "Evaluation",
     "Example",
     "Judgement",

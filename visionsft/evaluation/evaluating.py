@@ -11,7 +11,7 @@ import csv
 import heapq
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -26,13 +26,12 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules import DataError, SegmentationDataModule
+from datamodules import DataError, DataModule, SegmentationDataModule
 from datamodules.batch import IGNORE, Batch, Item, Sample
 from datamodules.datasets import EvaluationDataset
 from datamodules.scenes import SceneReader
 from datamodules.statistics import fingerprint
-from visionsft.config import ClassificationConfig
-from visionsft.errors import ConfigError, nearest
+from visionsft.errors import nearest
 from visionsft.evaluation.answers import answers, infer
 from visionsft.evaluation.area import compare_areas
 from visionsft.evaluation.counts import Counts, mean_brightness, save_counts
@@ -61,7 +60,6 @@ from visionsft.files import atomic_path, sha256, write_text
 from visionsft.runs import Checkpoint, Run, describe_environment
 
 if TYPE_CHECKING:
-    from visionsft.evaluation.classifying import ClassificationEvaluation
     from visionsft.training.loading import LoadedRun
 
 T = TypeVar("T")
@@ -81,7 +79,7 @@ WARNINGS = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of `evaluate`."""
+    """The result of `evaluate_segmentation`."""
 
     run: str
     split: str
@@ -147,7 +145,7 @@ class Evaluation:
         return lines + [f"  {scores[i]:.4f}  {self.counts.items[i].id}" for i in self.worst(5)]
 
 
-def evaluate(
+def evaluate_segmentation(
     run: Run | str | Path,
     *,
     split: str = "test",
@@ -157,23 +155,17 @@ def evaluate(
     metadata: str | Path | None = None,
     boundaries: bool = False,
     efficiency: bool = False,
-) -> Evaluation | ClassificationEvaluation:
-    """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
+) -> Evaluation:
+    """Score a segmentation run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
 
     group_by: what is resampled for the intervals. slice_by: "group", "brightness", "name:REGEX" or columns of
     the CSV file `metadata` (all, unless some are given); with neither, the groups where these are 2 to 50.
     boundaries: also count how well edges and objects are met; it takes more time than all other counting.
     efficiency: also measure what the model costs on this machine, in a few passes over a batch.
-    Classification runs have no boundaries and no slices yet: these options are refused for them.
     """
     from visionsft.training.loading import load_run  # its modules use this package's metrics
 
     run = run if isinstance(run, Run) else Run.open(run)
-    if isinstance(run.config, ClassificationConfig):
-        refused = {"boundaries": boundaries, "slice_by": slice_by, "metadata": metadata}
-        return _evaluate_classes(
-            run, refused, split=split, checkpoint=checkpoint, group_by=group_by, efficiency=efficiency
-        )
     loaded = load_run(run, checkpoint)
     loaded.data.setup("test")
     check_split(loaded.data, split)
@@ -209,15 +201,6 @@ def evaluate(
     dataset = cast(Dataset[Sample], loader.dataset)
     _write(evaluation, loaded, dataset, run.checkpoint(checkpoint), worst.maps())
     return evaluation
-
-
-def _evaluate_classes(run: Run, refused: Mapping[str, object], **options: Any) -> ClassificationEvaluation:
-    """Of a classification run, by its own module; what that doesn't have is refused."""
-    from visionsft.evaluation.classifying import evaluate_classes
-
-    if given := [name for name, value in refused.items() if value]:
-        raise ConfigError(f"{', '.join(given)}: for maps; {run.path} is a classification run")
-    return evaluate_classes(run, **options)
 
 
 # ------------------------------------------------------------------------------------------------ counting
@@ -294,7 +277,7 @@ def progress(sequence: Iterable[T], description: str, *, total: int | None = Non
     return track(sequence, description, total=total, console=console, transient=True, disable=hidden)
 
 
-def check_split(data: SegmentationDataModule, split: str) -> None:
+def check_split(data: DataModule, split: str) -> None:
     """Refuse a split that doesn't exist or is empty."""
     sizes = {name: len(items) for name, items in data.items.items()}
     if sizes.get(split):

@@ -7,7 +7,7 @@ notebook.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
 from datamodules.batch import IGNORE
+from visionsft.evaluation.metrics.detection_curves import DetectionCurve
 
 Rgb = NDArray[np.uint8]
 
@@ -184,6 +185,26 @@ def reliability_figure(
     figure.legend(
         *right.get_legend_handles_labels(), loc="outside right upper", fontsize=8, ncols=1 + len(names) // 24
     )
+    figure.suptitle(title + "\n", x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def detection_curves_figure(
+    curves: Mapping[str, DetectionCurve], colours: Mapping[str, Sequence[int]], *, title: str
+) -> Figure:
+    """Precision over recall, and recall over false positives per image, of each class at one IoU."""
+    figure = Figure(figsize=(11.5, 5.2 + 0.2 * title.count("\n")), layout="constrained", dpi=110)
+    left, right = figure.subplots(1, 2)
+    for name, curve in curves.items():
+        style: dict[str, Any] = {"color": _hex(colours[name]), "label": f"{name} ({curve.positives:,} objects)"}
+        left.plot(curve.recall, curve.precision, **style)
+        right.step(curve.fppi, curve.recall, where="post", **style)
+    left.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    right.set(xlabel="false positives per image", ylabel="recall", xscale="symlog", ylim=(0, 1.02))
+    for axes in (left, right):
+        axes.grid(color="0.92")
+    if curves:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.suptitle(title + "\n", x=0.01, ha="left", fontsize=11)
     return figure
 

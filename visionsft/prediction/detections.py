@@ -145,6 +145,11 @@ class DetectionPredictor:
         return slices
 
 
+    def usual_slices(self) -> Slices:
+        """How images are cut."""
+        return self.slices(SIDE)
+
+
 class SceneDetectionPredictor(DetectionPredictor):
     """A trained detector of GeoTIFFs, ready for scenes of any size."""
 
@@ -165,9 +170,13 @@ class SceneDetectionPredictor(DetectionPredictor):
         find_format(Path(f"objects{self.options.format}"), scene.header.grid.crs)
         return SceneSource(scene, self.data.normalisation)
 
+    def usual_slices(self) -> Slices:
+        """How scenes are cut: a model that looks at the whole of its input gets tiles as in training."""
+        return self.slices(SIDE if is_local(self.loaded.model) else min(self.data.chip))
+
     def bands(self, source: SceneSource) -> Iterator[SceneDetections]:
         """The objects of a scene in bands from top to bottom, in its pixels."""
-        slices = self.slices(SIDE if is_local(self.loaded.model) else min(self.data.chip))
+        slices = self.usual_slices()
         grid = slices.plan(source.shape, step=source.step)
         with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
             yield from detect_tiles(self.detector, source, grid, slices)
@@ -216,7 +225,7 @@ class FrameDetectionPredictor(DetectionPredictor):
         jobs: the `targets` of each path -> each path with a remark, or with what is wrong with it.
         """
         del overwrite  # files take the place of old ones once they are complete
-        slices = self.slices(SIDE)
+        slices = self.usual_slices()
         opened: list[tuple[str, tuple[int, int], Tensor]] = []
         problems: dict[str, DataError] = {}
 

@@ -1,0 +1,186 @@
+"""Detection step: a training step of visionsft's detectors beside torchvision's own detector classes.
+
+    python benchmarks/detection_step.py [--quick]
+
+Both have the same backbone, pyramid, head layers, anchors, images, objects and precision, and torchvision's is
+spared the resizing (`_skip_resize`). Steps alternate; figures are medians of CPU seconds, which other processes
+disturb less than they do the clock, and ratios the median over the pairs of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from backbones import create_backbone
+from datamodules.objects import Target
+from visionsft.models import DETECTION_HEADS, create_detector
+
+NAME, CLASSES, SIZE, BATCH, OBJECTS, WIDTH = "tf_efficientnet_lite0", 8, 256, 2, 12, 128
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}
+Step = Callable[[], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer steps; under 50 s")
+    quick = parser.parse_args().quick
+    steps = 3 if quick else 8
+    figures: dict[str, dict[str, Any]] = {}
+    for head in DETECTION_HEADS:
+        for precision, dtype in PRECISIONS.items():
+            if quick and (head == "mask_rcnn" or (dtype and head != "fcos")):
+                continue
+            figures[f"{head} {precision}"] = measure(head, dtype, steps)
+            print(f"{head:<12} {precision:<11} {describe(figures[f'{head} {precision}'])}", flush=True)
+    ratios = {name: found["ratio"] for name, found in figures.items() if found["ratio"] is not None}
+    print(
+        json.dumps(
+            {
+                "vs_torchvision": statistics.median(ratios.values()),
+                "ratios": ratios,
+                "figures": figures,
+                "model": NAME,
+                "width": WIDTH,
+                "batch": BATCH,
+                "size": SIZE,
+                "objects": OBJECTS,
+                "steps": steps,
+                "threads": torch.get_num_threads(),
+                "versions": {"python": platform.python_version(), "torch": torch.__version__,
+                             "torchvision": torchvision.__version__, "timm": timm.__version__},
+            }
+        )
+    )  # fmt: skip
+
+
+def describe(found: dict[str, Any]) -> str:
+    if found["ratio"] is None:
+        return f"visionsft {found['step_s']:.3f} s   torchvision fails: {found['torchvision_error']}"
+    return (
+        f"visionsft {found['step_s']:.3f} s   torchvision {found['torchvision_s']:.3f} s   "
+        f"ratio {found['ratio']:.3f}"
+    )
+
+
+def measure(head: str, dtype: torch.dtype | None, steps: int) -> dict[str, Any]:
+    """Median CPU seconds a step of either, and the median ratio of neighbouring steps."""
+    image, targets = make_batch()
+    ours = make_ours(head, image, targets, dtype)
+    theirs = make_torchvision(head, image, targets, dtype)
+    ours()
+    try:
+        theirs()
+    except RuntimeError as error:  # torchvision's ops want one precision
+        own = statistics.median(timed(ours) for _ in range(steps))
+        return {"step_s": round(own, 4), "ratio": None, "torchvision_error": str(error).splitlines()[0]}
+    pairs = [(timed(ours), timed(theirs)) for _ in range(steps)]
+    own, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratio = statistics.median(a / b for a, b in pairs)
+    return {"step_s": round(own, 4), "torchvision_s": round(other, 4), "ratio": round(ratio, 3)}
+
+
+def timed(step: Step) -> float:
+    started = time.process_time()
+    step()
+    return time.process_time() - started
+
+
+def make_step(model: nn.Module, losses: Callable[[], dict[str, Tensor]], dtype: torch.dtype | None) -> Step:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            loss = torch.stack([each.float() for each in losses().values()]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def make_ours(head: str, image: Tensor, targets: list[Target], dtype: torch.dtype | None) -> Step:
+    torch.manual_seed(0)
+    backbone = create_backbone(NAME, weights="none")
+    model = create_detector(backbone, CLASSES, head=head, options={"width": WIDTH})
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sizes = [(SIZE, SIZE)] * len(image)
+    return make_step(model, lambda: model.losses(image, sizes, targets), dtype)
+
+
+class PyramidBackbone(nn.Module):
+    """The backbone and pyramid as torchvision's detectors want them."""
+
+    def __init__(self, first: int, extra: Any) -> None:
+        super().__init__()
+        self.body = create_backbone(NAME, weights="none")
+        self.first, self.out_channels = first, WIDTH
+        self.fpn = FeaturePyramidNetwork(list(self.body.channels[first:]), WIDTH, extra)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """image: (B, 3, H, W) -> levels by name."""
+        named = OrderedDict((str(i), each) for i, each in enumerate(self.body(image)[self.first :]))
+        levels: dict[str, Tensor] = self.fpn(named)
+        return levels
+
+
+def make_torchvision(head: str, image: Tensor, targets: list[Target], dtype: torch.dtype | None) -> Step:
+    torch.manual_seed(0)
+    one_stage = head in ("fcos", "retinanet")
+    options: Any = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "_skip_resize": True}
+    if one_stage:
+        backbone = PyramidBackbone(1, LastLevelP6P7(WIDTH, WIDTH))
+    else:
+        backbone = PyramidBackbone(0, LastLevelMaxPool())
+        sizes = tuple((8 * stride,) for stride in (4, 8, 16, 32, 64))
+        options["rpn_anchor_generator"] = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)
+    if head == "mask_rcnn":
+        options["mask_head"] = MaskRCNNHeads(WIDTH, (WIDTH,) * 4, 1)
+        options["mask_predictor"] = MaskRCNNPredictor(WIDTH, WIDTH, CLASSES + 1)
+    cls: Any = {"fcos": FCOS, "retinanet": RetinaNet, "faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}[head]
+    model = cls(backbone, CLASSES + (not one_stage), **options)
+    model.train().to(memory_format=torch.channels_last)
+    images = list(image)
+    plain = [{**target, "labels": target["labels"] + (not one_stage)} for target in targets]
+    return make_step(model, lambda: model(images, plain), dtype)
+
+
+def make_batch() -> tuple[Tensor, list[Target]]:
+    """Noise, and objects of 10 to 100 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(BATCH, 3, SIZE, SIZE, generator=generator).to(memory_format=torch.channels_last)
+    return image, [make_target(generator) for _ in range(BATCH)]
+
+
+def make_target(generator: torch.Generator) -> Target:
+    sides = 10 + 90 * torch.rand(OBJECTS, 2, generator=generator)
+    corners = (SIZE - sides) * torch.rand(OBJECTS, 2, generator=generator)
+    boxes = torch.cat([corners, corners + sides], dim=1)
+    rows, columns = torch.arange(SIZE)[:, None], torch.arange(SIZE)
+    x1, y1, x2, y2 = boxes[..., None, None].unbind(1)
+    return Target(
+        boxes=boxes,
+        labels=torch.randint(0, CLASSES, (OBJECTS,), generator=generator),
+        ignored=torch.empty(0, 4),
+        masks=(columns >= x1) & (columns < x2) & (rows >= y1) & (rows < y2),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""Detecting: how good a run's detector is on one split, as numbers, files and pictures in the run folder.
+
+Every image is sliced, if it is large, and its parts merged exactly as `visionsft predict` does it. What was there
+and what was found is kept box by box (``per_image_boxes.npz``), so that every number can be remade and resampled
+without the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from datamodules import Item
+from datamodules.detection import DetectionDataModule
+from datamodules.objects import Objects, Target
+from datamodules.scenes import SceneReader
+from datamodules.statistics import fingerprint
+from datamodules.views import to_target
+from visionsft.config import DetectionConfig
+from visionsft.evaluation.answers import RegionSource
+from visionsft.evaluation.detection_counts import DetectionCounts, save_detection_counts
+from visionsft.evaluation.detection_intervals import DetectionIntervals, detection_intervals
+from visionsft.evaluation.detection_scores import (
+    DETECTION_DEFINITIONS,
+    DetectionScores,
+    precision_recall_curves,
+    score_detections,
+)
+from visionsft.evaluation.evaluating import WARNINGS, check_split, progress
+from visionsft.evaluation.intervals import Unit
+from visionsft.evaluation.metrics.boxes import ImageBoxes
+from visionsft.evaluation.mistaken import Mistaken, find_mistakes
+from visionsft.evaluation.pictures import Rgb, detection_curves_figure, display
+from visionsft.files import atomic_path, sha256, write_text
+from visionsft.models.detections import Detections
+from visionsft.runs import Checkpoint, Run, describe_environment
+
+if TYPE_CHECKING:
+    from visionsft.training.loading import LoadedRun
+
+CROP = 160
+"""Side in pixels of a mistake's picture, at least; three times the object."""
+SHOWN = 12
+"""Pictures of each kind of mistake."""
+
+
+@dataclass(frozen=True)
+class DetectionEvaluation:
+    """The result of evaluating a detector."""
+
+    run: str
+    split: str
+    checkpoint: str
+    scores: DetectionScores
+    intervals: DetectionIntervals
+    counts: DetectionCounts
+    folder: Path
+    """Where scores.json, table.txt, per_image_boxes.npz, curves.png, false_alarms.png and misses.png are."""
+    skipped: int
+    """Files of the data set that were left out (on_error: skip)."""
+
+    @property
+    def warning(self) -> str | None:
+        """What speaks against taking the numbers for evidence."""
+        return WARNINGS.get(self.split)
+
+    @property
+    def title(self) -> str:
+        """Which run, split and checkpoint, and how many images."""
+        images = f"{len(self.counts):,} images"
+        return f"{self.run} · split {self.split} · checkpoint {self.checkpoint} · {images}"
+
+    def table(self) -> str:
+        """What the command line prints and ``table.txt`` holds."""
+        lines = [self.title, "", self.scores.table(), "", self.intervals.table(self.scores)]
+        if self.skipped:
+            lines += ["", f"{self.skipped} unusable files of the data set were skipped; scores.json names them."]
+        if self.warning:
+            lines = [f"!! {self.warning}", "", *lines, "", f"!! {self.warning}"]
+        return "\n".join(lines)
+
+
+def evaluate_detector(
+    run: Run, *, split: str = "test", checkpoint: Checkpoint = "best", group_by: Unit = "group"
+) -> DetectionEvaluation:
+    """Score a detection run on a split; writes ``<run>/evaluation/<split>/``.
+
+    Boxes are compared in the pixels that the model sees. group_by: what is resampled for the intervals.
+    """
+    from visionsft.training.loading import load_run  # its modules use this package's metrics
+
+    config = run.config
+    assert isinstance(config, DetectionConfig)
+    loaded = load_run(run, checkpoint)
+    data: DetectionDataModule = loaded.data
+    data.setup("test")
+    check_split(data, split)
+    counts = DetectionCounts(data.classes.names)
+    truth = data.objects(split)
+    answered = detections_of(loaded, [item for item, _ in truth])
+    for (item, objects), (found, size) in progress(
+        zip(truth, answered, strict=True), f"evaluating {split}", total=len(truth)
+    ):
+        counts.add(found, _target(objects), item=item, size=size)
+    evaluation = DetectionEvaluation(
+        run=run.name,
+        split=split,
+        checkpoint=checkpoint,
+        scores=score_detections(counts, size_limits=config.task.size_limits),
+        intervals=detection_intervals(counts, unit=group_by),
+        counts=counts,
+        folder=run.evaluation(split),
+        skipped=len(data.skipped),
+    )
+    _write(evaluation, data, run.checkpoint(checkpoint))
+    return evaluation
+
+
+# ------------------------------------------------------------------------------------------------ finding
+
+
+def detections_of(
+    loaded: LoadedRun, items: Iterable[Item]
+) -> Iterator[tuple[Detections, tuple[int, int]]]:
+    """What is found in each item, and its (height, width), in the pixels that the model sees."""
+    from visionsft.prediction.detections import DetectionOptions, RunDetector, detection_predictor
+    from visionsft.prediction.slicing import detect_images, detect_tiles, join_bands
+
+    data: DetectionDataModule = loaded.data
+    slices = detection_predictor(loaded, DetectionOptions(score=0.0)).usual_slices()
+    detector, reader = RunDetector(loaded), data.reader()
+    if isinstance(reader, SceneReader):
+        for item in items:
+            source = RegionSource(reader, item, data.normalisation)
+            tiles = detect_tiles(detector, source, slices.plan(source.shape), slices)
+            yield join_bands(tiles), source.shape
+        return
+    sizes: list[tuple[int, int]] = []
+
+    def images() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for item in items:
+            raw = data.read(item)
+            sizes.append((raw.valid.shape[0], raw.valid.shape[1]))
+            image = data.normalisation(raw.values, raw.valid)
+            yield torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(raw.valid))
+
+    for found in detect_images(detector, images(), slices=slices):
+        yield found, sizes.pop(0)
+
+
+def _target(objects: Objects) -> Target:
+    """Boxes alone: outlines are scored by their boxes here."""
+    upright = Objects(objects.boxes, objects.labels, objects.ignored)
+    return to_target(upright, (0, 0), masks=False)
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def _write(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoint: Path) -> None:
+    """All files, each whole or not at all; scores.json comes last and so stands for a complete set."""
+    folder, names = evaluation.folder, data.classes.names
+    (folder / "scores.json").unlink(missing_ok=True)
+    write_text(folder / "table.txt", evaluation.table() + "\n")
+    save_detection_counts(evaluation.counts, folder)
+    curves = precision_recall_curves(evaluation.counts)
+    colours = dict(zip(names, data.classes.colours.tolist(), strict=True))
+    heading = f"{evaluation.title}\nmAP {evaluation.scores.map:.4f}, AP50 {evaluation.scores.ap50:.4f}"
+    _save(detection_curves_figure(curves, colours, title=heading), folder / "curves.png")
+    false_alarms, misses = find_mistakes(evaluation.counts, limit=SHOWN)
+    for name, mistakes, title in (
+        ("false_alarms", false_alarms, "the most certain false alarms"),
+        ("misses", misses, "the largest objects that were missed (score below 0.3 or IoU below 0.5)"),
+    ):
+        _save(_sheet(evaluation, data, mistakes, title), folder / f"{name}.png")
+    write_text(
+        folder / "scores.json",
+        json.dumps(_report(evaluation, data, checkpoint), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+    )
+
+
+def _save(figure: Figure, target: Path) -> None:
+    with atomic_path(target) as path:
+        figure.savefig(path)
+
+
+def _report(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoint: Path) -> dict[str, Any]:
+    """The content of scores.json."""
+    items = data.items[evaluation.split]
+    facts = {"classes": [(spec.name, spec.values) for spec in data.classes.specs], "bands": data.bands}
+    return {
+        "run": evaluation.run,
+        "split": evaluation.split,
+        "warning": evaluation.warning,
+        "checkpoint": {
+            "name": evaluation.checkpoint,
+            "file": checkpoint.name,
+            "sha256": sha256(checkpoint),
+        },
+        "samples": len(evaluation.counts),
+        "groups": len(set(evaluation.counts.groups)),
+        "classes": list(data.classes.names),
+        "scores": evaluation.scores.as_dict(),
+        "intervals": evaluation.intervals.as_dict(),
+        "definitions": DETECTION_DEFINITIONS,
+        "data": {
+            "root": str(data.root),
+            "fingerprint": fingerprint(items, root=data.root, facts=facts),
+            "bands": list(data.bands),
+            "skipped": [list(pair) for pair in data.skipped],
+        },
+        "environment": describe_environment(),
+    }
+
+
+# ------------------------------------------------------------------------------------------ mistakes
+
+
+def _sheet(
+    evaluation: DetectionEvaluation, data: DetectionDataModule, mistakes: list[Mistaken], title: str
+) -> Figure:
+    """Crops with the mistaken box in red, true objects in white and what was found in black."""
+    figure = Figure(figsize=(13, 3.4 * max(1, -(-len(mistakes) // 4)) + 0.6), layout="constrained", dpi=90)
+    figure.suptitle(
+        f"{evaluation.title}: {title}\nred: the mistake, white: truth, black: found", x=0.01, ha="left", fontsize=10
+    )
+    grid = figure.subplots(max(1, -(-len(mistakes) // 4)), 4, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, mistake in zip(grid.flat, mistakes, strict=False):
+        item, boxes = evaluation.counts.items[mistake.image], evaluation.counts.boxes[mistake.image]
+        axes.imshow(_crop(data, item, boxes, mistake))
+        said = f"{data.classes.names[mistake.label]}"
+        said += "" if mistake.score is None else f" {mistake.score:.2f}"
+        axes.set_title(f"{said} · {Path(item.id).name}", fontsize=8, loc="left")
+    return figure
+
+
+def _crop(data: DetectionDataModule, item: Item, boxes: ImageBoxes, mistake: Mistaken) -> Rgb:
+    """The ground around a mistake, drawn twice as large as it is where it is small."""
+    raw = data.read(item)
+    x1, y1, x2, y2 = mistake.box.tolist()
+    side = max(CROP, 3 * max(x2 - x1, y2 - y1))
+    height, width = raw.valid.shape
+    left, top = (int(max(0, centre - side / 2)) for centre in ((x1 + x2) / 2, (y1 + y2) / 2))
+    right, bottom = min(width, int(left + side)), min(height, int(top + side))
+    seen = np.s_[top:bottom, left:right]
+    picture = display(
+        data.normalisation(raw.values[:, *seen], raw.valid[seen]),
+        mean=data.normalisation.mean,
+        std=data.normalisation.std,
+        bands=data.bands,
+        eight_bit=data.dtype == np.uint8,
+        valid=raw.valid[seen],
+    )
+    zoom = max(1, round(2 * CROP / max(picture.shape[:2])))
+    size = (picture.shape[1] * zoom, picture.shape[0] * zoom)
+    drawn = np.ascontiguousarray(cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST))
+    certain = boxes.found[boxes.scores >= 0.3]
+    for group, colour in ((certain, (0, 0, 0)), (boxes.truth, (255, 255, 255)), (mistake.box[None], (220, 30, 0))):
+        for box in ((group - (left, top, left, top)) * zoom).round().astype(int):
+            cv2.rectangle(drawn, box[:2].tolist(), box[2:].tolist(), colour, max(1, zoom // 2 + 1))
+    return cast(NDArray[np.uint8], drawn)
