@@ -174,7 +174,7 @@ class TestTable:
             (lambda rows: [*rows, rows[0]], "line 11: pictures/blue_0.png is named again, first in line 2"),
             (lambda rows: [*rows, "pictures/none.png,red"], "1 labels have no image"),
             (lambda rows: rows[1:], r"1 images have no label"),
-            (lambda rows: [*rows[1:], "pictures/blue_0.png,blue;red"], "line 10: 2 labels, blue; red; an image has one"),
+            (lambda rows: [*rows[1:], "pictures/blue_0.png,blue;red"], "line 10: 2 labels, blue; red; an image"),
             (lambda rows: [*rows[1:], "pictures/blue_0.png,"], "line 10: 0 labels, none"),
             (lambda rows: [*rows, "../away.png,red"], "line 11: the file name '../away.png' is not one below"),
             (lambda rows: [*rows, "pictures/blue_0.png"], "line 11: 1 fields, but 2 columns"),
@@ -205,7 +205,8 @@ class TestSeveralLabels:
         sets = [("blue",), ("blue", "red"), (), ("green",), ("green", "red"), ("red",), ("red",), ("blue",), ("blue",)]
         write_rows(table, "image,label", *(f"{n},{'; '.join(s)}" for n, s in zip(names, sets, strict=True)))
         by_name = camera(table, layout="csv", multi_label=True, split=SceneSplit(0.2, 0.2))
-        rows = [f"{n},{int('blue' in s)},{int('green' in s)},{int('red' in s)}" for n, s in zip(names, sets, strict=True)]
+        flags = [[str(int(name in each)) for name in ("blue", "green", "red")] for each in sets]
+        rows = [",".join([name, *row]) for name, row in zip(names, flags, strict=True)]
         write_rows(table, "image,blue,green,red", *rows)
         by_column = camera(table, layout="csv", multi_label=True, split=SceneSplit(0.2, 0.2))
         wanted = dict(zip(names, sets, strict=True))
@@ -242,7 +243,8 @@ class TestSamples:
         dataset = module.training_dataset()
         for index in range(len(dataset)):
             sample = dataset[SampleKey(0, 3, index)]
-            raw = sample["image"].mean((1, 2)) * torch.tensor(module.normalisation.std) + torch.tensor(module.normalisation.mean)
+            mean, std = (torch.tensor(each) for each in (module.normalisation.mean, module.normalisation.std))
+            raw = sample["image"].mean((1, 2)) * std + mean
             assert brightest[module.classes.names[int(sample["label"])]] == int(raw.argmax())
             assert sample["item"].id.split("/")[1] == module.classes.names[int(sample["label"])]
 
@@ -292,7 +294,7 @@ class TestSamples:
             return camera(table, layout="csv", split=SceneSplit(0.2, 0.2)).statistics.fingerprint
 
         rows = all_rows(table)
-        changed = [row.replace("blue_0.png,blue", "blue_0.png,red").replace("blue_1.png,blue", "blue_1.png,red").replace("blue_2.png,blue", "blue_2.png,red") for row in rows]
+        changed = [row.replace(",blue", ",red") for row in rows]
         assert fingerprint(rows) == fingerprint(rows) != fingerprint(changed)
 
 
@@ -310,9 +312,8 @@ class TestGeoTiff:
         return tmp_path / "patches"
 
     def module(self, root: Path, **options: Any) -> GeoTiffClassificationDataModule:
-        module = GeoTiffClassificationDataModule(
-            root, **{"normalise": "data", "workers": 0, "split": SceneSplit(0.2, 0.2), "cache_dir": root.parent / "c", **options}
-        )
+        usual = {"normalise": "data", "workers": 0, "split": SceneSplit(0.2, 0.2), "cache_dir": root.parent / "c"}
+        module = GeoTiffClassificationDataModule(root, **{**usual, **options})
         module.scan()
         return module
 
@@ -335,7 +336,8 @@ class TestGeoTiff:
         assert not sample["image"][:, :8].any()
 
     def test_other_sizes_and_unreadable_files(self, patches: Path, write_raster: Callable[..., Path]) -> None:
-        odd = write_raster(patches / "field" / "odd.tif", np.ones((4, 8, 8), np.uint16), names=("blue", "green", "red", "nir"))
+        small = np.ones((4, 8, 8), np.uint16)
+        odd = write_raster(patches / "field" / "odd.tif", small, names=("blue", "green", "red", "nir"))
         with pytest.raises(DataError, match=r"odd.tif: 8 x 8"):
             self.module(patches)
         assert [path for path, _ in self.module(patches, on_error="skip").skipped] == [str(odd)]

@@ -94,7 +94,7 @@ class TestOneClass:
         assert evaluation.describe(2) == "2\nis b\nsaid a 0.99"
 
     def test_options_of_maps_are_refused(self, label_run: Run, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="boundaries: for segmentation; the task of .* is classification"):
+        with pytest.raises(ConfigError, match=r"boundaries: for segmentation; the task of .* is classification"):
             evaluate(label_run, boundaries=True)
         with pytest.raises(ConfigError, match="slice_by, metadata: for segmentation"):
             evaluate(label_run, slice_by=["group"], metadata=tmp_path / "m.csv")
