@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.augment import Augment, resize_sample
@@ -22,6 +21,7 @@ from datamodules.classes import Classes, ClassSpec, Legend, Value
 from datamodules.datasets import EvaluationDataset, RawSample, Reader, TrainingDataset
 from datamodules.errors import DataError
 from datamodules.labelled import (
+    Label,
     LabelledBatch,
     LabelledDataset,
     LabelledSample,
@@ -114,7 +114,7 @@ class ClassificationDataModule(SizedModule):
         self._ignored = tuple(ignore)
         self._owns_classes = classes is None
         self._listings: list[LabelListing] = []
-        self._labels: dict[str, Tensor] = {}
+        self._labels: dict[str, Label] = {}
         if classes is not None:
             self._set_classes(classes)
 
@@ -132,8 +132,8 @@ class ClassificationDataModule(SizedModule):
             self._set_classes([ClassSpec(name, (name,)) for name in names])
             self._owns_classes = False
 
-    def label(self, item: Item) -> Tensor:
-        """() int64 class index, or (K,) float32 of several labels."""
+    def label(self, item: Item) -> Label:
+        """What an item of `items` shows."""
         self._scan_once()
         return self._labels[item.image]
 
@@ -154,7 +154,9 @@ class ClassificationDataModule(SizedModule):
     def _read_labels(self, splits: Mapping[str, Sequence[Item]]) -> dict[str, str]:
         """Fills the labels of all items, without those that have ignored labels alone; returns problems by path."""
         if self._owns_classes:
-            names = sorted({name for each in self._listings for name in each.names} - {str(v) for v in self._ignored})
+            names = sorted(
+                {name for each in self._listings for name in each.names} - {str(v) for v in self._ignored}
+            )
             self._set_classes([ClassSpec(name, (name,)) for name in names])
         meanings = class_indices(self.specs, ignore=self._ignored, legend=Legend(()))
         owners = {str(value): index for value, index in meanings.items()}
@@ -169,11 +171,11 @@ class ClassificationDataModule(SizedModule):
                 continue
             indices = sorted({owners[name] for name in labels[item.id]} - {_IGNORED})
             if self.multi_label:
-                label = torch.zeros(len(self.classes))
+                label = np.zeros(len(self.classes), np.float32)
                 label[indices] = 1
                 self._labels[item.image] = label
             elif indices:
-                self._labels[item.image] = torch.tensor(indices[0])
+                self._labels[item.image] = indices[0]
             else:
                 without += 1
         if without:
@@ -182,7 +184,6 @@ class ClassificationDataModule(SizedModule):
 
     def _sized_reader(self) -> ResizedReader:
         return ResizedReader(self._reader(), self.size)
-
 
     # ---------------------------------------------------------------- for the base
 
@@ -203,7 +204,9 @@ class ClassificationDataModule(SizedModule):
         return LabelledDataset(images, self._labels)
 
     def _evaluation_dataset(self, split: str) -> LabelledDataset:
-        images = EvaluationDataset(self.items[split], reader=self._sized_reader(), normalisation=self.normalisation)
+        images = EvaluationDataset(
+            self.items[split], reader=self._sized_reader(), normalisation=self.normalisation
+        )
         return LabelledDataset(images, self._labels)
 
     def _collate(self, samples: Sequence[LabelledSample]) -> LabelledBatch:
@@ -237,7 +240,7 @@ class ClassificationDataModule(SizedModule):
 
     def _indices(self, item: Item) -> list[int]:
         label = self._labels[item.image]
-        return label.nonzero()[:, 0].tolist() if self.multi_label else [int(label)]
+        return [label] if isinstance(label, int) else np.flatnonzero(label).tolist()
 
 
 @dataclass(frozen=True)
@@ -281,7 +284,9 @@ class _Source:
             return classfolders.scan(root, images=self.images, folder=folder)
         if folder is not None and not (root / self.annotations.replace("{split}", folder)).exists():
             return LabelListing()  # as a split without a folder is in the other layout
-        return labeltable.scan(root, annotations=self.annotations, images=self.images, folder=folder, several=several)
+        return labeltable.scan(
+            root, annotations=self.annotations, images=self.images, folder=folder, several=several
+        )
 
 
 def _choose_source(layout: str, images: str | None, annotations: str | None, split: Split) -> _Source:
@@ -300,4 +305,6 @@ def _choose_source(layout: str, images: str | None, annotations: str | None, spl
 def _describe_unknown(name: str, owners: Mapping[str, int]) -> str:
     nearest = get_close_matches(name, owners, n=1)
     hint = f"nearest: {nearest[0]}" if nearest else f"known: {', '.join(owners)}"
-    return f"the label {name!r} is none of the classes, {hint}; add it to the class's values or to data.ignore"
+    return (
+        f"the label {name!r} is none of the classes, {hint}; add it to the class's values or to data.ignore"
+    )

@@ -97,7 +97,9 @@ class GeoTiffClassificationDataModule(SceneModule, ClassificationDataModule):
         self._scenes = {headers[id].path: scene for id, scene in scenes.items()}
         items = [item for item in items if item.id in scenes]
         sizes = {path: (scene.grid.height, scene.grid.width) for path, scene in self._scenes.items()}
-        odd = self._settle_size({path: FrameCheck(*size, str(self.dtype), None) for path, size in sizes.items()})
+        odd = self._settle_size(
+            {path: FrameCheck(*size, str(self.dtype), None) for path, size in sizes.items()}
+        )
         self._refuse(odd)
         items = [item for item in items if item.image not in odd]
         bad = self._unreadable(items) if self.on_error == "skip" else {}

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.batch import Item, Sample
+
+Label = int | NDArray[np.float32]
+"""The class index of an image; of several labels (K,) float32, 1 where it has the class."""
 
 
 class LabelledSample(TypedDict):
@@ -39,7 +44,7 @@ class LabelledBatch(TypedDict):
 class LabelledDataset(Dataset[LabelledSample]):
     """The images of another dataset, in its order and with its augmentation, each with its label."""
 
-    def __init__(self, images: Dataset[Sample], labels: Mapping[str, Tensor]) -> None:
+    def __init__(self, images: Dataset[Sample], labels: Mapping[str, Label]) -> None:
         """labels: by path of the image."""
         self.images = images
         self.labels = labels
@@ -50,9 +55,8 @@ class LabelledDataset(Dataset[LabelledSample]):
     def __getitem__(self, key: Any) -> LabelledSample:
         sample = self.images[key]
         item = sample["item"]
-        return LabelledSample(
-            image=sample["image"], valid=sample["valid"], label=self.labels[item.image], item=item
-        )
+        label = torch.as_tensor(self.labels[item.image])
+        return LabelledSample(image=sample["image"], valid=sample["valid"], label=label, item=item)
 
 
 def collate_labelled(samples: Sequence[LabelledSample]) -> LabelledBatch:

@@ -37,13 +37,17 @@ def scan(
         found[image] = labels, place
     # a folder that all splits share holds the images of the other tables, too
     shared = "{split}" in annotations and "{split}" not in images
-    unnamed = [] if shared or not pictures.is_dir() else [p for p in pictures_below(pictures) if p not in found]
+    unnamed = (
+        [] if shared or not pictures.is_dir() else [p for p in pictures_below(pictures) if p not in found]
+    )
     return list_labelled(
         root,
         [(image, labels, place) for image, (labels, place) in found.items() if image.is_file()],
         names=names,
         images_without_label=[str(image) for image in unnamed],
-        labels_without_image=[f"{place}: {image}" for image, (_, place) in found.items() if not image.is_file()],
+        labels_without_image=[
+            f"{place}: {image}" for image, (_, place) in found.items() if not image.is_file()
+        ],
     )
 
 
@@ -61,7 +65,8 @@ def _read(path: Path, *, several: bool) -> tuple[list[tuple[int, str, tuple[str,
     elif several and len(header) > 1:
         read = [(line, fields[place], _flagged(path, line, header, fields, place)) for line, fields in rows]
     else:
-        raise DataError(f"{path}: no column label; its first line is {shorten(', '.join(header))}")
+        hint = "" if several else "; a column for each class is for multi_label"
+        raise DataError(f"{path}: no column label; its first line is {shorten(', '.join(header))}{hint}")
     for line, _, labels in read:
         if not several and len(labels) != 1:
             raise DataError(

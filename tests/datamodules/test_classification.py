@@ -60,7 +60,8 @@ def table(tmp_path: Path) -> Path:
 
 def camera(root: Path, **options: Any) -> CameraClassificationDataModule:
     module = CameraClassificationDataModule(
-        root, **{"normalise": "data", "workers": 0, "batch_size": 2, "cache_dir": root.parent / "cache", **options}
+        root,
+        **{"normalise": "data", "workers": 0, "batch_size": 2, "cache_dir": root.parent / "cache", **options},
     )
     module.scan()
     return module
@@ -77,14 +78,18 @@ def all_rows(root: Path) -> list[str]:
 
 def named(module: Any, split: str) -> list[tuple[str, str]]:
     """(id, class) of every item."""
-    return [(item.id, module.classes.names[int(module.label(item))]) for item in module.items[split]]
+    return [(item.id, module.classes.names[module.label(item)]) for item in module.items[split]]
 
 
 class TestFolders:
     def test_every_image_has_its_folder_for_label(self, folders: Path) -> None:
         module = camera(folders)
         assert module.classes.names == ("blue", "green", "red")
-        assert {split: len(items) for split, items in module.items.items()} == {"train": 14, "val": 6, "test": 6}
+        assert {split: len(items) for split, items in module.items.items()} == {
+            "train": 14,
+            "val": 6,
+            "test": 6,
+        }
         for split in module.items:
             assert all(Path(id).parent.name == name for id, name in named(module, split))
         assert module.statistics.class_counts.tolist() == [6, 6, 2]
@@ -138,7 +143,11 @@ class TestFolders:
             (tmp_path / f"{name}.txt").write_text("\n".join(f"{c}/{c}{index}" for c in COLOURS))
         split = ListSplit(tmp_path / "train.txt", tmp_path / "val.txt")
         module = camera(folders / "train", split=split)
-        assert [id for id, _ in named(module, "val")] == ["blue/blue1.png", "green/green1.png", "red/red1.png"]
+        assert [id for id, _ in named(module, "val")] == [
+            "blue/blue1.png",
+            "green/green1.png",
+            "red/red1.png",
+        ]
         module = camera(folders / "train", split=DriveSplit(r"(\d)$", val=0.2, test=0.2))
         groups = [{item.group for item in items} for items in module.items.values()]
         assert all(one.isdisjoint(other) for one in groups for other in groups if one is not other)
@@ -170,13 +179,22 @@ class TestTable:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda rows: [row.replace(",red", ",rde") for row in rows], "line 8: the label 'rde'.*nearest: red"),
+            (
+                lambda rows: [row.replace(",red", ",rde") for row in rows],
+                "line 8: the label 'rde'.*nearest: red",
+            ),
             (lambda rows: [*rows, rows[0]], "line 11: pictures/blue_0.png is named again, first in line 2"),
             (lambda rows: [*rows, "pictures/none.png,red"], "1 labels have no image"),
             (lambda rows: rows[1:], r"1 images have no label"),
-            (lambda rows: [*rows[1:], "pictures/blue_0.png,blue;red"], "line 10: 2 labels, blue; red; an image"),
+            (
+                lambda rows: [*rows[1:], "pictures/blue_0.png,blue;red"],
+                "line 10: 2 labels, blue; red; an image",
+            ),
             (lambda rows: [*rows[1:], "pictures/blue_0.png,"], "line 10: 0 labels, none"),
-            (lambda rows: [*rows, "../away.png,red"], "line 11: the file name '../away.png' is not one below"),
+            (
+                lambda rows: [*rows, "../away.png,red"],
+                "line 11: the file name '../away.png' is not one below",
+            ),
             (lambda rows: [*rows, "pictures/blue_0.png"], "line 11: 1 fields, but 2 columns"),
         ],
     )
@@ -189,7 +207,9 @@ class TestTable:
     @pytest.mark.parametrize(("header", "missing"), [("image,class", "label"), ("file,label", "image")])
     def test_a_missing_column(self, table: Path, header: str, missing: str) -> None:
         write_rows(table, header, *all_rows(table))
-        with pytest.raises(DataError, match=f"no column {missing}; its first line is {header.replace(',', ', ')}"):
+        with pytest.raises(
+            DataError, match=f"no column {missing}; its first line is {header.replace(',', ', ')}"
+        ):
             camera(table, layout="csv", split=SceneSplit(0.2, 0.2))
 
     def test_annotations_are_for_tables(self, folders: Path) -> None:
@@ -202,7 +222,17 @@ class TestTable:
 class TestSeveralLabels:
     def test_names_and_columns_say_the_same(self, table: Path) -> None:
         names = [f"pictures/{p.name}" for p in sorted((table / "pictures").iterdir())]
-        sets = [("blue",), ("blue", "red"), (), ("green",), ("green", "red"), ("red",), ("red",), ("blue",), ("blue",)]
+        sets = [
+            ("blue",),
+            ("blue", "red"),
+            (),
+            ("green",),
+            ("green", "red"),
+            ("red",),
+            ("red",),
+            ("blue",),
+            ("blue",),
+        ]
         write_rows(table, "image,label", *(f"{n},{'; '.join(s)}" for n, s in zip(names, sets, strict=True)))
         by_name = camera(table, layout="csv", multi_label=True, split=SceneSplit(0.2, 0.2))
         flags = [[str(int(name in each)) for name in ("blue", "green", "red")] for each in sets]
@@ -214,8 +244,19 @@ class TestSeveralLabels:
             assert module.classes.names == ("blue", "green", "red")
             for item in (item for items in module.items.values() for item in items):
                 label = module.label(item)
-                assert label.dtype == torch.float32
-                assert [n for n, on in zip(module.classes.names, label, strict=True) if on] == list(wanted[item.id])
+                assert isinstance(label, np.ndarray)
+                assert [n for n, on in zip(module.classes.names, label, strict=True) if on] == list(
+                    wanted[item.id]
+                )
+
+    def test_batches_hold_a_number_for_each_class(self, table: Path) -> None:
+        write_rows(table, "image,label", *(f"{row};all" for row in all_rows(table)))
+        module = camera(table, layout="csv", multi_label=True, split=SceneSplit(0.2, 0.2))
+        batch = next(iter(module.train_dataloader()))
+        assert batch["label"].dtype == torch.float32
+        assert batch["label"].shape == (2, 4)
+        assert (batch["label"].sum(1) == 2).all()
+        assert batch["label"][:, 0].all()
 
     def test_flags_are_0_or_1(self, table: Path) -> None:
         write_rows(table, "image,blue,red", "pictures/blue_0.png,1,2")
@@ -312,7 +353,12 @@ class TestGeoTiff:
         return tmp_path / "patches"
 
     def module(self, root: Path, **options: Any) -> GeoTiffClassificationDataModule:
-        usual = {"normalise": "data", "workers": 0, "split": SceneSplit(0.2, 0.2), "cache_dir": root.parent / "c"}
+        usual = {
+            "normalise": "data",
+            "workers": 0,
+            "split": SceneSplit(0.2, 0.2),
+            "cache_dir": root.parent / "c",
+        }
         module = GeoTiffClassificationDataModule(root, **{**usual, **options})
         module.scan()
         return module
@@ -324,12 +370,16 @@ class TestGeoTiff:
         for split in module.items:
             for sample in module.evaluation_loader(split).dataset:  # type: ignore[attr-defined]
                 assert sample["image"].shape == (2, 12, 12)
-                assert (float(sample["image"][0].mean()) > 0) == (module.classes.names[int(sample["label"])] == "field")
+                assert (float(sample["image"][0].mean()) > 0) == (
+                    module.classes.names[int(sample["label"])] == "field"
+                )
 
     def test_nodata_is_invalid(self, patches: Path, write_raster: Callable[..., Path]) -> None:
         values = np.full((4, 16, 16), 1000, np.uint16)
         values[:, :8] = 0
-        path = write_raster(patches / "field" / "half.tif", values, names=("blue", "green", "red", "nir"), nodata=0)
+        path = write_raster(
+            patches / "field" / "half.tif", values, names=("blue", "green", "red", "nir"), nodata=0
+        )
         module = self.module(patches)
         sample = module.prediction_dataset([path])[0]
         assert sample["valid"].float().mean() == 0.5
@@ -353,4 +403,8 @@ class TestGeoTiff:
         assert sum(len(items) for items in module.items.values()) == 10
         write_rows(patches, "image,label", *rows[1:], rows[0].replace(",field", ",feild"))
         with pytest.raises(DataError, match="'feild' is none of the classes, nearest: field"):
-            self.module(patches, layout="csv", classes=[ClassSpec("field", ("field",)), ClassSpec("water", ("water",))])
+            self.module(
+                patches,
+                layout="csv",
+                classes=[ClassSpec("field", ("field",)), ClassSpec("water", ("water",))],
+            )

@@ -43,18 +43,36 @@ def test_patches_have_bands(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("head.name=fpn", r"head.name: 'fpn' is not allowed; allowed: linear, mlp, or a class of your own"),
-        ("head={name: linear, hidden: 3}", r"head.hidden: unknown key for name 'linear'; it belongs to name 'mlp'"),
-        ("data.split={by: place, block: 100}", r"data.split.by: 'place' is not allowed; allowed: folder, list, scene"),
+        (
+            "head={name: linear, hidden: 3}",
+            r"head.hidden: unknown key for name 'linear'; it belongs to name 'mlp'",
+        ),
+        (
+            "data.split={by: place, block: 100}",
+            r"data.split.by: 'place' is not allowed; allowed: folder, list, scene",
+        ),
         ("data.annotations=a.csv", r"data.annotations: is for layout 'csv' only; the layout is 'folders'"),
         ("data.layout=csvs", r"data.layout: 'csvs' is not allowed; allowed: folders, csv; nearest: csv"),
         ("data.balance=1.5", r"data.balance: given 1.5"),
-        ("data.augment={pipeline: nadir, rare_class_crops: 0.5}", r"data.augment.rare_class_crops: unknown key"),
-        ("inference.tile=64", r"inference.tile: unknown key for this task; it belongs to task.kind segmentation"),
+        (
+            "data.augment={pipeline: nadir, rare_class_crops: 0.5}",
+            r"data.augment.rare_class_crops: unknown key",
+        ),
+        (
+            "inference.tile=64",
+            r"inference.tile: unknown key for this task; it belongs to task.kind segmentation",
+        ),
         ("gates=[accuracy >= 1]", r"gates: unknown key for this task; it belongs to task.kind segmentation"),
         ("task.multi_lable=true", r"task.multi_lable: unknown key; nearest: multi_label"),
         ("task.kind=clasification", r"task.kind: 'clasification' is not allowed.*nearest: classification"),
-        ("strategy={kind: feature_based, cache: ram}", r"strategy.cache: is for the feature cache, which class"),
-        ("strategy={kind: layerwise, last: 1, views: 3}", r"strategy.views: is for the feature cache, which class"),
+        (
+            "strategy={kind: feature_based, cache: ram}",
+            r"strategy.cache: is for the feature cache, which class",
+        ),
+        (
+            "strategy={kind: layerwise, last: 1, views: 3}",
+            r"strategy.views: is for the feature cache, which class",
+        ),
     ],
 )
 def test_mistakes(tmp_path: Path, override: str, message: str) -> None:

@@ -137,7 +137,10 @@ class ClassificationEvaluation:
         lines = [self.title, "", *"\n\n".join(tables).splitlines(), "", f"the worst images ({RULE}):"]
         lines += [f"  {self.answers.certainty[i]:.4f}  {self.answers.items[i].id}" for i in self.worst(5)]
         if self.skipped:
-            lines += ["", f"{self.skipped} unusable files of the data set were skipped; scores.json names them."]
+            lines += [
+                "",
+                f"{self.skipped} unusable files of the data set were skipped; scores.json names them.",
+            ]
         if self.warning:
             lines = [f"!! {self.warning}", "", *lines, "", f"!! {self.warning}"]
         return "\n".join(lines)
@@ -159,7 +162,11 @@ class ClassificationEvaluation:
             f"{answers.classes[k]} {answers.probabilities[index, k]:.2f}"
             for k in np.flatnonzero(self.decided[index]).tolist()
         ]
-        lines = (answers.items[index].id, f"is {', '.join(true) or 'none'}", f"said {', '.join(given) or 'none'}")
+        lines = (
+            answers.items[index].id,
+            f"is {', '.join(true) or 'none'}",
+            f"said {', '.join(given) or 'none'}",
+        )
         return "\n".join(lines)
 
 
@@ -198,7 +205,9 @@ def choose_label_thresholds(run: Run | str | Path, *, checkpoint: Checkpoint = "
     run = run if isinstance(run, Run) else Run.open(run)
     config = run.config
     if not (isinstance(config, ClassificationConfig) and config.task.multi_label):
-        raise RunError(f"{run.path}: an image has one class here, the most probable one, so it needs no thresholds")
+        raise RunError(
+            f"{run.path}: an image has one class here, the most probable one, so it needs no thresholds"
+        )
     answers = answer(_load(run, checkpoint, "val"), "val")
     values = best_thresholds(answers.probabilities, answers.truth)
     plain, tuned = (
@@ -206,7 +215,9 @@ def choose_label_thresholds(run: Run | str | Path, *, checkpoint: Checkpoint = "
         for each in (np.full(len(values), DEFAULT), values)
     )
     chosen = dict(zip(answers.classes, values.tolist(), strict=True))
-    return LabelThresholds(run.name, checkpoint, chosen, plain, tuned, store_thresholds(run, checkpoint, chosen))
+    return LabelThresholds(
+        run.name, checkpoint, chosen, plain, tuned, store_thresholds(run, checkpoint, chosen)
+    )
 
 
 def classify(loaded: LoadedRun, image: Tensor) -> NDArray[np.float32]:
@@ -279,7 +290,9 @@ def _write(evaluation: ClassificationEvaluation, loaded: LoadedRun, checkpoint: 
         save_figure(figure, folder / "confusion.png")
     _write_worst(evaluation, loaded)
     report = _report(evaluation, loaded.data, checkpoint)
-    write_text(folder / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(
+        folder / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def _write_confusion(path: Path, evaluation: ClassificationEvaluation) -> None:
@@ -320,7 +333,11 @@ def _report(
 ) -> dict[str, Any]:
     """The content of scores.json."""
     items, answers = data.items[evaluation.split], evaluation.answers
-    facts = {"classes": data.classes.names, "bands": data.bands, "labels": data.labels_digest(evaluation.split)}
+    facts = {
+        "classes": data.classes.names,
+        "bands": data.bands,
+        "labels": data.labels_digest(evaluation.split),
+    }
     thresholds = evaluation.thresholds
     return {
         "task": "classification",
@@ -339,7 +356,9 @@ def _report(
         "intervals": evaluation.intervals.as_dict(),
         "definitions": LABEL_DEFINITIONS,
         "confusion": evaluation.confusion.tolist(),
-        "thresholds": None if thresholds is None else dict(zip(answers.classes, thresholds.tolist(), strict=True)),
+        "thresholds": None
+        if thresholds is None
+        else dict(zip(answers.classes, thresholds.tolist(), strict=True)),
         "data": {
             "root": str(data.root),
             "fingerprint": fingerprint(items, root=data.root, facts=facts),

@@ -74,7 +74,9 @@ class LabelIntervals:
         width = max(len("mean average precision"), *(len(name) for name in self.per_class))
         lines = [what]
         totals = scores.totals()
-        lines += [f"{title(name):{width}}  {show_span(totals[name], ends)}" for name, ends in self.metrics.items()]
+        lines += [
+            f"{title(name):{width}}  {show_span(totals[name], ends)}" for name, ends in self.metrics.items()
+        ]
         lines.append(f"{'class':{width}}  {'recall':<22}  {'precision':<22}  F1")
         for row in scores.per_class:
             ends_of = self.per_class[row.name]
@@ -113,7 +115,9 @@ def label_intervals(
         for name in estimates
         if name not in _CLASS_METRICS
     }
-    return LabelIntervals(unit, len(sizes), None, metrics, _of_classes(values, estimates, margins, owners, names))
+    return LabelIntervals(
+        unit, len(sizes), None, metrics, _of_classes(values, estimates, margins, owners, names)
+    )
 
 
 def _hits(

@@ -22,7 +22,9 @@ from visionsft.evaluation.thresholds import FILE
 from visionsft.runs import Checkpoint, Run
 
 DEFAULT = 0.5
-RULE = "an image has every class whose probability reaches its threshold; each has the highest F1 on validation"
+RULE = (
+    "an image has every class whose probability reaches its threshold; each has the highest F1 on validation"
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class LabelThresholds:
         """What the command line prints."""
         width = max(len("class"), *map(len, self.values))
         lines = [f"{self.run} · checkpoint {self.checkpoint}", ""]
-        lines.append(f"{'class':{width}}  threshold   F1 on val (0.5 -> threshold), optimistic: it was chosen there")
+        lines.append(
+            f"{'class':{width}}  threshold   F1 on val (0.5 -> threshold), optimistic: it was chosen there"
+        )
         for old, new in zip(self.plain.per_class, self.tuned.per_class, strict=True):
             value = self.values[new.name]
             lines.append(f"{new.name:{width}}  {value:9.4f}   {number(old.f1)} -> {number(new.f1)}")

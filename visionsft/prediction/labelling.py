@@ -107,7 +107,9 @@ def _write(
                 writer.writerow([name, ";".join(given), *(f"{value:.6g}" for value in found.tolist())])
             return
         ranks = ["" if rank == 1 else f"_{rank}" for rank in range(1, top + 1)]
-        writer.writerow(["file", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
+        writer.writerow(
+            ["file", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))]
+        )
         for name, found in rows:
             best = np.argsort(-found, kind="stable")[:top].tolist()
             writer.writerow([name, *(text for k in best for text in (names[k], f"{found[k]:.6g}"))])

@@ -53,7 +53,14 @@ class TestOneClass:
         evaluation = evaluate(label_run)
         folder = label_run.path / "evaluation" / "test"
         names = {path.name for path in folder.iterdir()}
-        assert names == {"scores.json", "table.txt", "per_sample.npz", "confusion.csv", "confusion.png", "worst.png"}
+        assert names == {
+            "scores.json",
+            "table.txt",
+            "per_sample.npz",
+            "confusion.csv",
+            "confusion.png",
+            "worst.png",
+        }
         assert (folder / "table.txt").read_text() == evaluation.table() + "\n"
         scores = json.loads((folder / "scores.json").read_text())
         assert scores["scores"]["accuracy"] == 1.0
@@ -85,7 +92,9 @@ class TestOneClass:
         rng = np.random.default_rng(0)
         probabilities, labels = rng.random((40, 3)), rng.integers(0, 3, 40)
         evaluation = make(probabilities, labels)
-        np.testing.assert_array_equal(evaluation.confusion, sk.confusion_matrix(labels, probabilities.argmax(1)))
+        np.testing.assert_array_equal(
+            evaluation.confusion, sk.confusion_matrix(labels, probabilities.argmax(1))
+        )
 
     def test_the_worst_are_the_surest_mistakes(self) -> None:
         probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.99, 0.01], [0.2, 0.8]])
@@ -94,7 +103,9 @@ class TestOneClass:
         assert evaluation.describe(2) == "2\nis b\nsaid a 0.99"
 
     def test_options_of_maps_are_refused(self, label_run: Run, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"boundaries: for segmentation; the task of .* is classification"):
+        with pytest.raises(
+            ConfigError, match=r"boundaries: for segmentation; the task of .* is classification"
+        ):
             evaluate(label_run, boundaries=True)
         with pytest.raises(ConfigError, match="slice_by, metadata: for segmentation"):
             evaluate(label_run, slice_by=["group"], metadata=tmp_path / "m.csv")
@@ -198,7 +209,9 @@ class TestIntervals:
         probabilities = rng.random((60, 3)) + 0.6 * (labels[:, None] == np.arange(3))
         names, groups = ("a", "b", "c"), [str(index) for index in range(60)]
         once = label_intervals(probabilities, labels, groups, names)
-        tenfold = label_intervals(probabilities.repeat(10, 0), labels.repeat(10), np.repeat(groups, 10).tolist(), names)
+        tenfold = label_intervals(
+            probabilities.repeat(10, 0), labels.repeat(10), np.repeat(groups, 10).tolist(), names
+        )
         for name, ends in once.metrics.items():
             assert tenfold.metrics[name] == pytest.approx(ends)
 

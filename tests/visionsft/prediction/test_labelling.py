@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import rasterio
+import yaml
+from rasterio.transform import from_origin
 from typer.testing import CliRunner
 
 from datamodules import DataError
 from visionsft.cli import app
+from visionsft.config import ClassificationConfig
 from visionsft.errors import ConfigError, WriteError
 from visionsft.evaluation import choose_label_thresholds, evaluate
 from visionsft.prediction import FrameOptions, LabelOptions, SceneOptions, predict, predict_all
 from visionsft.runs import Run
+from visionsft.training.fitting import fit
 
 
 def rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open()))
 
 
-def test_a_line_an_image_as_evaluation_has_it(label_run: Run, labelled_pictures: Path, tmp_path: Path) -> None:
+def test_a_line_an_image_as_evaluation_has_it(
+    label_run: Run, labelled_pictures: Path, tmp_path: Path
+) -> None:
     files = predict(label_run, labelled_pictures / "test" / "dark", tmp_path)
     assert files == [tmp_path / "predictions.csv"]
     found = rows(files[0])
@@ -94,11 +104,74 @@ def test_options_of_maps_are_refused(label_run: Run, labelled_pictures: Path, tm
 def test_the_command(label_run: Run, labelled_pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     inputs = str(labelled_pictures / "test" / "dark")
-    answer = CliRunner().invoke(app, ["predict", str(label_run.path), inputs, "--out", str(out), "--top", "2"])
+    answer = CliRunner().invoke(
+        app, ["predict", str(label_run.path), inputs, "--out", str(out), "--top", "2"]
+    )
     assert answer.exit_code == 0, answer.output
     assert "1 results in" in answer.stdout
     for row in rows(out / "predictions.csv"):
         assert float(row["probability"]) + float(row["probability_2"]) == pytest.approx(1, abs=1e-4)
-    answer = CliRunner().invoke(app, ["predict", str(label_run.path), inputs, "--out", str(out), "--layer", "entropy"])
+    answer = CliRunner().invoke(
+        app, ["predict", str(label_run.path), inputs, "--out", str(out), "--layer", "entropy"]
+    )
     assert answer.exit_code == 2
     assert "layers: for maps" in answer.stderr
+
+
+def test_patches_from_training_to_the_table(label_values: dict[str, Any], tmp_path: Path) -> None:
+    """uint16 GeoTIFFs of four bands, told apart by the fourth; a new file has its bands in another order."""
+    rng = np.random.default_rng(0)
+
+    def write(path: Path, near_infrared: int, names: tuple[str, ...]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = {name: rng.normal(1000, 50, (32, 32)) for name in names}
+        values["nir"] += near_infrared
+        place = from_origin(5e5, 5e6, 10, 10)
+        with rasterio.open(path, "w", driver="GTiff", count=4, height=32, width=32, dtype="uint16",
+                           crs="EPSG:32632", transform=place) as file:  # fmt: skip
+            for index, name in enumerate(names, start=1):
+                file.write(values[name].astype(np.uint16), index)
+                file.set_band_description(index, name)
+
+    names = ("blue", "green", "red", "nir")
+    for label, level in (("field", 3000), ("water", 100)):
+        for index in range(24):
+            write(tmp_path / "data" / label / f"{label}{index}.tif", level, names)
+        write(tmp_path / "new" / f"{label}.tif", level, names[::-1])
+    data = {
+        **label_values["data"],
+        "kind": "geotiff",
+        "root": str(tmp_path / "data"),
+        "split": {"by": "scene", "val": 0.2, "test": 0.2},
+        "use_bands": ["nir", "red", "green"],
+    }
+    run = fit(ClassificationConfig.model_validate({**label_values, "runs": tmp_path / "runs", "data": data}))
+    assert evaluate(run).scores.accuracy == 1.0
+    found = rows(predict(run, tmp_path / "new", tmp_path / "out")[0])
+    assert [row["class"] for row in found] == ["field", "water"]
+
+
+def test_mistakes_in_the_data_are_said_in_plain_lines(
+    label_values: dict[str, Any], labelled_pictures: Path, tmp_path: Path
+) -> None:
+    """Through the command line: exit code 2, the place, the nearest right name, and no run folder."""
+    (tmp_path / "labels.csv").write_text("image,label\n" + "".join(
+        f"{path},{name}\n" for path, name in (("a.png", "dark"), ("b.png", "bright"), ("c.png", "brigth"))
+    ))  # fmt: skip
+    for name in "abc":
+        shutil.copy(labelled_pictures / "train" / "dark" / "dark0.png", tmp_path / f"{name}.png")
+    classes = [{"name": name, "values": name} for name in ("dark", "bright")]
+    split = {"by": "scene", "val": 0.3, "test": 0.3}
+    data = {
+        **label_values["data"],
+        "root": str(tmp_path),
+        "layout": "csv",
+        "classes": classes,
+        "split": split,
+    }
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump({**label_values, "runs": str(tmp_path / "runs"), "data": data}))
+    answer = CliRunner().invoke(app, ["fit", str(job)])
+    assert answer.exit_code == 2
+    assert "labels.csv, line 4: the label 'brigth' is none of the classes, nearest: bright" in answer.stderr
+    assert not (tmp_path / "runs").exists()
