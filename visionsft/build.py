@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -116,26 +116,40 @@ def build_backbone(config: Config, bands: Sequence[str], *, pretrained: bool = T
     )
 
 
-def fit_head(config: Config, data: DataModule) -> dict[str, Any]:
-    """Options of the head that follow from the training data, as JSON has them: its anchors."""
+def fit_head(config: Config, data: DataModule, backbone: Backbone) -> dict[str, Any]:
+    """Options of the head that follow from the training data, as JSON has them: its anchors, which are shown."""
     if not isinstance(config, DetectionConfig) or getattr(config.head, "anchors", None) != "fit":
         return {}
     assert isinstance(data, DetectionDataModule)
-    anchors = fit_anchors(data.training_boxes())
-    print(anchors)
-    return {"anchor_sizes": anchors.sizes, "aspect_ratios": anchors.ratios}
+    usual = create_detector(backbone, len(data.classes), head=config.head.name, options=_head_options(config))
+    boxes, strides = data.training_boxes().astype(float), cast(Any, usual.head).pyramid.strides
+    if config.head.name == "retinanet":
+        fit = fit_anchors(boxes, strides=strides)
+    else:
+        fit = fit_anchors(boxes, strides=strides, sizes_per_level=1, smallest=8.0)
+    print(
+        f"anchors: sizes {fit.anchor_sizes}, height / width {fit.aspect_ratios}, from {fit.boxes:,} boxes; "
+        f"best IoU {fit.mean_iou:.2f} on average, at least 0.5 for {fit.good:.0%}"
+    )
+    return {"anchor_sizes": fit.anchor_sizes, "aspect_ratios": fit.aspect_ratios}
+
+
+def _head_options(config: Config) -> dict[str, Any]:
+    head = config.head
+    if isinstance(head, settings.CustomHead):
+        return dict(head.options)
+    return _fields(head, leave_out=("name", "anchors"))
 
 
 def build_model(
     config: Config, backbone: Backbone, num_classes: int, *, fitted: dict[str, Any] | None = None
 ) -> nn.Module:
     """The backbone with a new head, its layers as the strategy needs them; fitted: see `fit_head`."""
-    head = config.head
-    options = head.options if isinstance(head, settings.CustomHead) else _fields(head, leave_out=("name", "anchors"))
     make: Callable[..., nn.Module] = create_detector if isinstance(config, DetectionConfig) else create_model
     if isinstance(config, ClassificationConfig):
         make = create_classifier
-    model = make(backbone, num_classes, head=head.name, options=options | (fitted or {}))
+    options = _head_options(config) | (fitted or {})
+    model = make(backbone, num_classes, head=config.head.name, options=options)
     build_strategy(config).prepare(backbone)
     accelerate_depthwise(model)
     return model

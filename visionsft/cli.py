@@ -46,6 +46,11 @@ class VectorFormat(StrEnum):
     geojson = "geojson"
 
 
+class MergeName(StrEnum):
+    nms = "nms"
+    wbf = "wbf"
+
+
 class EngineName(StrEnum):
     local = "local"
     ray = "ray"
@@ -343,7 +348,7 @@ def predict(
         list[str] | None, typer.Option(help="Scenes: also probability, confidence, entropy; repeatable.")
     ] = None,
     vectors: Annotated[
-        VectorFormat | None, typer.Option(help="Scenes: also write polygons, in this format.")
+        VectorFormat | None, typer.Option(help="Also write polygons, in this format; detection: that of objects.")
     ] = None,
     simplify: Annotated[float, typer.Option(min=0, help="Polygons: tolerance in pixels.")] = 0.0,
     min_area: Annotated[float, typer.Option(min=0, help="Polygons: smallest, in m2 (pixels without CRS).")] = 0.0,
@@ -365,19 +370,34 @@ def predict(
     every: Annotated[int, typer.Option(min=1, help="Videos: only each n-th frame.")] = 1,
     rate: Annotated[int, typer.Option(min=1, help="Drives: frames a second of a folder's video.")] = 10,
     masks: Annotated[bool, typer.Option(help="Drives: write the frames' class maps, too.")] = True,
+    score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Detection: less certain objects are left out.")
+    ] = None,
+    merge: Annotated[MergeName | None, typer.Option(help="Detection: how tiles' objects become one.")] = None,
+    iou: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Detection: overlap from which two boxes are one.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Classification: most probable classes in the table.")] = 3,
 ) -> None:
-    """Write the class map of every INPUT: georeferenced where it is, a video's beside an overlay video.
-
-    A classification run writes one table of all inputs, predictions.csv.
-    """
+    """Write the class map, the objects, or (in one table) the classes of every INPUT: georeferenced where it is."""
     from visionsft.runs import Run
 
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
-    Run.open(run)
-    from visionsft.prediction import FrameOptions, LabelOptions, SceneOptions, VectorOptions, predict_all
+    detects = Run.open(run).task in ("detection", "instance_segmentation")
+    from visionsft.prediction import (
+        DetectionOptions,
+        FrameOptions,
+        LabelOptions,
+        SceneOptions,
+        VectorOptions,
+        predict_all,
+    )
 
+    given: dict[str, Any] = {"score": score, "merge": merge and merge.value, "iou": iou}
+    if detects:  # these mean the same for either
+        given |= {"tile": tile, "overlap": overlap, "format": vectors and f".{vectors.value}"}
+        tile = overlap = vectors = None
     polygons = VectorOptions(simplify, min_area, fill_holes, tuple(only) if only else None)
     if vectors is None and polygons != VectorOptions():
         raise typer.BadParameter("--simplify, --min-area, --fill-holes and --only are about --vectors")
@@ -389,6 +409,7 @@ def predict(
     predictions = predict_all(
         run, inputs, out, overwrite=overwrite, resume=resume, overlay=overlay, scenes=scenes,
         frames=FrameOptions(drives=drives, every=every, rate=rate, masks=masks),
+        objects=DetectionOptions(**{key: value for key, value in given.items() if value is not None}),
         labels=LabelOptions(top), engine=engine.value,
     )  # fmt: skip
     typer.echo(predictions.table())

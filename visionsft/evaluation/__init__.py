@@ -6,6 +6,18 @@ from visionsft.evaluation.classifying import Answers, ClassificationEvaluation, 
 from visionsft.evaluation.comparison import Pair, compare
 from visionsft.evaluation.counts import Counts, load_counts
 from visionsft.evaluation.detecting import DetectionEvaluation
+from visionsft.evaluation.detection_counts import (
+    DetectionCounts,
+    load_detection_counts,
+    save_detection_counts,
+)
+from visionsft.evaluation.detection_errors import DetectionErrors, break_down_errors
+from visionsft.evaluation.detection_intervals import DetectionIntervals, bootstrap_detections
+from visionsft.evaluation.detection_scores import (
+    DetectionScores,
+    precision_recall_curves,
+    score_detections,
+)
 from visionsft.evaluation.evaluating import Evaluation
 from visionsft.evaluation.gates import Judgement, Verdict, judge
 from visionsft.evaluation.intervals import SegmentationIntervals, segmentation_intervals
@@ -32,7 +44,11 @@ __all__ = [
     "Answers",
     "ClassificationEvaluation",
     "Counts",
+    "DetectionCounts",
+    "DetectionErrors",
     "DetectionEvaluation",
+    "DetectionIntervals",
+    "DetectionScores",
     "Evaluation",
     "Example",
     "Judgement",
@@ -44,6 +60,8 @@ __all__ = [
     "SegmentationIntervals",
     "Slices",
     "Verdict",
+    "bootstrap_detections",
+    "break_down_errors",
     "calibrate",
     "choose_label_thresholds",
     "choose_thresholds",
@@ -58,12 +76,16 @@ __all__ = [
     "judge",
     "label_intervals",
     "load_counts",
+    "load_detection_counts",
     "load_temperature",
     "measure_robustness",
     "overlay",
     "picture_sheet",
     "pixel_area",
+    "precision_recall_curves",
     "reliability_figure",
+    "save_detection_counts",
+    "score_detections",
     "segmentation_intervals",
     "slice_counts",
 ]

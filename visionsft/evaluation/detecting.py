@@ -28,7 +28,7 @@ from datamodules.views import to_target
 from visionsft.config import DetectionConfig
 from visionsft.evaluation.answers import RegionSource
 from visionsft.evaluation.detection_counts import DetectionCounts, save_detection_counts
-from visionsft.evaluation.detection_intervals import DetectionIntervals, detection_intervals
+from visionsft.evaluation.detection_intervals import DetectionIntervals, bootstrap_detections
 from visionsft.evaluation.detection_scores import (
     DETECTION_DEFINITIONS,
     DetectionScores,
@@ -116,7 +116,7 @@ def evaluate_detector(
         split=split,
         checkpoint=checkpoint,
         scores=score_detections(counts, size_limits=config.task.size_limits),
-        intervals=detection_intervals(counts, unit=group_by),
+        intervals=bootstrap_detections(counts, unit=group_by),
         counts=counts,
         folder=run.evaluation(split),
         skipped=len(data.skipped),

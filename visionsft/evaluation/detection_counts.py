@@ -25,7 +25,7 @@ _COLUMNS = {"truth": 0, "truth_labels": 0, "ignored": 1, "found": 2, "scores": 2
 
 
 class DetectionCounts:
-    """Truth and detections image by image, in the loader's order; upright boxes only, no masks."""
+    """Truth and detections image by image, in the loader's order; upright or turned boxes, no masks."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
@@ -76,7 +76,7 @@ class DetectionCounts:
 
 def save_detection_counts(counts: DetectionCounts, folder: Path) -> Path:
     """Write ``per_image_boxes.npz`` and say where; boxes float32, labels int64, without pickle."""
-    rows = (ImageBoxes.none(), *counts.boxes)
+    rows = counts.boxes or [ImageBoxes.none()]
     columns: dict[str, Any] = {
         name: np.concatenate([getattr(row, name) for row in rows]) for name in _COLUMNS
     }

@@ -74,7 +74,7 @@ class DetectionIntervals(Intervals):
         return "\n".join(lines)
 
 
-def detection_intervals(
+def bootstrap_detections(
     counts: DetectionCounts,
     *,
     iou: float = 0.5,
@@ -129,7 +129,7 @@ def _sum_groups(values: NDArray[np.int64], groups: NDArray[np.intp], count: int)
 
 def _found(matches: Matches, table: BoxTable, score: float) -> NDArray[np.int64]:
     """(I, K) objects that a detection of at least this score finds, at the only threshold of the matches."""
-    rows = matches.hits[0] & (matches.scores >= score)
+    rows = matches.hits[0] & (matches.scores >= np.float32(score))
     return count_labels(matches.image[rows], matches.labels[rows], images=table.images, classes=table.classes)
 
 

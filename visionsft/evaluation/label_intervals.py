@@ -24,7 +24,7 @@ from visionsft.evaluation.intervals import (
 )
 from visionsft.evaluation.metrics import (
     ClassificationScores,
-    average_precisions,
+    class_average_precisions,
     class_fractions,
     class_scores,
     decide,
@@ -107,7 +107,7 @@ def label_intervals(
     precisions = _draw_precisions(probabilities, truth, draws, owners)
     estimates = _scores(np.ones((1, len(sizes))), margins, hits, owners)
     values = _scores(draws, margins, hits, owners)
-    estimates["average_precision"] = average_precisions(probabilities, truth)[None]
+    estimates["average_precision"] = class_average_precisions(probabilities, truth)[None]
     estimates["mean_average_precision"] = mean_of_defined(estimates["average_precision"])
     values |= {"average_precision": precisions, "mean_average_precision": mean_of_defined(precisions)}
     metrics = {
@@ -158,7 +158,7 @@ def _draw_precisions(
     """(R, K) average precision of each draw (R, G)."""
     step = max(1, _CHUNK // len(owners))
     parts = [
-        average_precisions(probabilities, truth, draws[start : start + step, owners])
+        class_average_precisions(probabilities, truth, draws[start : start + step, owners])
         for start in range(0, len(draws), step)
     ]
     return np.concatenate(parts)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast
 from torch import Tensor, nn
 
 from datamodules.objects import Target
+from visionsft.errors import ConfigError
 from visionsft.models.detections import Detections
 from visionsft.models.heads.detection import DETECTION_HEADS, Size
 from visionsft.models.model import FeatureExtractor, build_head, has_one_stride, head_class
@@ -71,6 +72,8 @@ def create_detector(
     `options` are checked against its signature.
     """
     cls = head_class(head, DETECTION_HEADS)
+    if lacking := [name for name in ("losses", "detect") if not callable(getattr(cls, name, None))]:
+        raise ConfigError(f"head '{head}': no detection head, it has no method {' or '.join(lacking)}")
     maps = cast(FeatureExtractor, backbone)
     neck: nn.Module = nn.Identity()
     channels: tuple[int, ...] = maps.channels

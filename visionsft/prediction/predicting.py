@@ -2,7 +2,7 @@
 
 A GeoTIFF gives Cloud-Optimised GeoTIFFs on the same ground (uint8, 255 = nodata, with colour table and class names);
 a frame gives an indexed PNG with the classes' colours as palette. Both have the size of their input, whatever size
-or resolution the model works at.
+or resolution the model works at. A detection run gives a vector layer, and COCO's JSON.
 """
 
 from __future__ import annotations
@@ -13,10 +13,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from datamodules import DataError, GeoTiffDataModule
+from datamodules import DataError, DetectionDataModule, GeoTiffDataModule
 from visionsft.config import ClassificationConfig
 from visionsft.errors import ConfigError
 from visionsft.evaluation.evaluating import progress
+from visionsft.prediction.detections import (
+    DetectionOptions,
+    FrameDetectionPredictor,
+    SceneDetectionPredictor,
+    detection_predictor,
+)
 from visionsft.prediction.inputs import check_targets, find_inputs
 from visionsft.prediction.labelling import LabelOptions, label_files
 from visionsft.prediction.mapping import SceneOptions, ScenePredictor
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from visionsft.training.loading import LoadedRun
 
 Engine = Literal["local", "ray"]
+Predictor = ScenePredictor | StillPredictor | SceneDetectionPredictor | FrameDetectionPredictor
 SHOWN = 8
 """Files at most that one message names."""
 
@@ -92,6 +99,7 @@ def predict(
     overlay: bool = False,
     scenes: SceneOptions = SceneOptions(),  # noqa: B008 (frozen)
     frames: FrameOptions = FrameOptions(),  # noqa: B008 (frozen)
+    objects: DetectionOptions = DetectionOptions(),  # noqa: B008 (frozen)
     labels: LabelOptions = LabelOptions(),  # noqa: B008 (frozen)
     engine: Engine = "local",
 ) -> list[Path]:
@@ -99,14 +107,14 @@ def predict(
 
     inputs: files, folders (what lies directly in them), globs, .txt lists of them, and paths that GDAL fetches.
     Of a classification run the one file is a table of all inputs, see `visionsft.prediction.labelling`.
-    resume: keep finished results that exist. scenes, frames: what is made of GeoTIFFs, and of pictures and videos;
-    labels: of images by a classification run.
+    resume: keep finished results that exist. scenes, frames: what a segmentation run makes of GeoTIFFs, and of
+    pictures and videos; objects: what a detection run makes of either; labels: what a classification run says.
     engine: 'ray' spreads scenes and row bands of large ones over a Ray cluster. An input that can't be used doesn't
     keep the others from being predicted; a DataError names all such inputs at the end.
     """
     predictions = predict_all(
         run, inputs, out, overwrite=overwrite, resume=resume, overlay=overlay, scenes=scenes, frames=frames,
-        labels=labels, engine=engine,
+        objects=objects, labels=labels, engine=engine,
     )  # fmt: skip
     predictions.check()
     return predictions.files
@@ -122,6 +130,7 @@ def predict_all(
     overlay: bool = False,
     scenes: SceneOptions = SceneOptions(),  # noqa: B008 (frozen)
     frames: FrameOptions = FrameOptions(),  # noqa: B008 (frozen)
+    objects: DetectionOptions = DetectionOptions(),  # noqa: B008 (frozen)
     labels: LabelOptions = LabelOptions(),  # noqa: B008 (frozen)
     engine: Engine = "local",
 ) -> Predictions:
@@ -133,11 +142,11 @@ def predict_all(
     loaded = load_run(run, "best")
     if isinstance(loaded.config, ClassificationConfig):
         wanted = {"resume": resume, "overlay": overlay, "engine": engine != "local"}
-        _refuse_maps(wanted, scenes, frames)
+        _refuse_maps(wanted, scenes, frames, objects)
         return _label(loaded, given, Path(out), labels, overwrite=overwrite)
     if given_labels := _changed(labels):
         raise ConfigError(f"{given_labels}: for classification; this run's task is {run.task}")
-    predictor = _predictor(loaded, overlay, scenes, frames, engine)
+    predictor = _predictor(loaded, overlay, scenes, frames, objects, engine)
     paths = find_inputs(given, suffixes=predictor.suffixes, whole_folders=frames.drives)
     targets = {path: predictor.targets(path, Path(out)) for path in paths}
     check_targets(targets, overwrite=overwrite, resume=resume)
@@ -153,9 +162,21 @@ def predict_all(
 
 
 def _predictor(
-    loaded: LoadedRun, overlay: bool, scenes: SceneOptions, frames: FrameOptions, engine: Engine
-) -> ScenePredictor | StillPredictor:
-    """The one that suits the run; options for the other are refused."""
+    loaded: LoadedRun,
+    overlay: bool,
+    scenes: SceneOptions,
+    frames: FrameOptions,
+    objects: DetectionOptions,
+    engine: Engine,
+) -> Predictor:
+    """The one that suits the run; options for the others are refused."""
+    if isinstance(loaded.data, DetectionDataModule):
+        names = [_changed(scenes), _changed(frames), "engine" if engine != "local" else ""]
+        if said := ", ".join(filter(None, names)):
+            raise ConfigError(f"{said}: for class maps; this run was trained to detect objects")
+        return detection_predictor(loaded, objects, overlay=overlay)
+    if given := _changed(objects):
+        raise ConfigError(f"{given}: for detection; this run was trained to make class maps")
     if isinstance(loaded.data, GeoTiffDataModule):
         if given := _changed(frames):
             raise ConfigError(
@@ -167,9 +188,11 @@ def _predictor(
     return StillPredictor(loaded, frames, overlay=overlay)
 
 
-def _refuse_maps(wanted: Mapping[str, bool], scenes: SceneOptions, frames: FrameOptions) -> None:
+def _refuse_maps(
+    wanted: Mapping[str, bool], *others: SceneOptions | FrameOptions | DetectionOptions
+) -> None:
     """A classification run makes one table and no maps."""
-    names = [*(name for name, value in wanted.items() if value), _changed(scenes), _changed(frames)]
+    names = [*(name for name, value in wanted.items() if value), *map(_changed, others)]
     if given := ", ".join(filter(None, names)):
         raise ConfigError(f"{given}: for maps; this run is of classification, and gives one table")
 
@@ -191,7 +214,7 @@ def _label(
     return Predictions(tuple(outcomes), out)
 
 
-def _changed(options: SceneOptions | FrameOptions | LabelOptions) -> str:
+def _changed(options: SceneOptions | FrameOptions | DetectionOptions | LabelOptions) -> str:
     """Names of the options that aren't as by default."""
     plain = type(options)()
     return ", ".join(
@@ -200,7 +223,7 @@ def _changed(options: SceneOptions | FrameOptions | LabelOptions) -> str:
 
 
 def _outcomes(
-    predictor: ScenePredictor | StillPredictor,
+    predictor: Predictor,
     jobs: Mapping[str, dict[str, Path]],
     engine: Engine,
     *,
@@ -216,7 +239,7 @@ def _outcomes(
 
 
 def _predict_one(
-    predictor: ScenePredictor | StillPredictor, path: str, targets: dict[str, Path], overwrite: bool
+    predictor: Predictor, path: str, targets: dict[str, Path], overwrite: bool
 ) -> Outcome:
     start = time.perf_counter()
     try:

@@ -62,7 +62,7 @@ def _assemble(config: Config, *, pretrained: bool) -> tuple[Task, DataModule, di
     backbone = build.build_backbone(config, data.bands, pretrained=pretrained)
     data.set_normalisation(backbone.mean, backbone.std)
     data.setup("fit")
-    fitted = build.fit_head(config, data)
+    fitted = build.fit_head(config, data, backbone)
     model = build.build_model(config, backbone, len(data.classes), fitted=fitted)
     return build.build_task(config, model, data), data, fitted
 

@@ -45,7 +45,7 @@ class LoadedRun:
 
     @cached_property
     def data(self) -> Any:
-        """The run's data module, of its task, with the bands and the normalisation of the training.
+        """The run's data module, of its task and kind, with the bands and the normalisation of the training.
 
         Not scanned: predicting new files needs none of the training's.
         """

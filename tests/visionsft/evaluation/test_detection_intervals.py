@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from visionsft.evaluation.detection_counts import DetectionCounts
-from visionsft.evaluation.detection_intervals import DrawnCurve, detection_intervals
+from visionsft.evaluation.detection_intervals import DrawnCurve, bootstrap_detections
 from visionsft.evaluation.detection_scores import score_detections
 from visionsft.evaluation.metrics.boxes import BoxTable, ImageBoxes
 from visionsft.evaluation.metrics.detection import average_precisions
@@ -63,7 +63,10 @@ def made(cases: Any, *, images: int, groups: int, seed: int = 0) -> DetectionCou
 
 def test_intervals_hold_the_scores(cases: Any) -> None:
     counts = made(cases, images=60, groups=12)
-    scores, found = score_detections(counts, score=0.4), detection_intervals(counts, score=0.4, resamples=300)
+    scores, found = (
+        score_detections(counts, score=0.4),
+        bootstrap_detections(counts, score=0.4, resamples=300),
+    )
     assert found.note is None
     for metric, ends in found.metrics.items():
         assert ends[0] < getattr(scores, metric) < ends[1]
@@ -75,7 +78,7 @@ def test_intervals_hold_the_scores(cases: Any) -> None:
     assert found.per_class[2].note == "only 0 groups"
     assert f"{scores.map:.4f}  [{found.metrics['map'][0]:.3f}, " in found.table(scores)
     json.dumps(found.as_dict(), allow_nan=False)
-    assert detection_intervals(counts, score=0.4, resamples=300) == found
+    assert bootstrap_detections(counts, score=0.4, resamples=300) == found
 
 
 def test_images_of_one_drive_are_no_evidence_of_their_own(cases: Any) -> None:
@@ -84,14 +87,14 @@ def test_images_of_one_drive_are_no_evidence_of_their_own(cases: Any) -> None:
     counts = cases.counts(("a", "b", "never"), rows, [f"{i // 10}" for i in range(200)])
     widths = []
     for unit in ("group", "image"):
-        low, high = detection_intervals(counts, unit=unit, resamples=300).metrics["ap50"]
+        low, high = bootstrap_detections(counts, unit=unit, resamples=300).metrics["ap50"]
         widths.append(high - low)
     assert widths[0] > 2 * widths[1]
 
 
 def test_few_groups_have_none(cases: Any) -> None:
     counts = made(cases, images=12, groups=4)
-    found = detection_intervals(counts, resamples=20)
+    found = bootstrap_detections(counts, resamples=20)
     assert found.metrics == {"map": None, "ap50": None, "recall": None}
     assert found.table(score_detections(counts)) == (
         "no 95% intervals, 20 resamples of 4 groups: only 4 groups"
@@ -100,5 +103,5 @@ def test_few_groups_have_none(cases: Any) -> None:
 
 def test_a_perfect_detector_may_still_err(cases: Any) -> None:
     row = cases.image([(0, 0, 20, 20, 0)], [], [(0, 0, 20, 20, 0, 0.9)])
-    low, high = detection_intervals(cases.counts(("a",), [row] * 20), resamples=50).metrics["map"]
+    low, high = bootstrap_detections(cases.counts(("a",), [row] * 20), resamples=50).metrics["map"]
     assert (low, high) == pytest.approx((0.025 ** (1 / 20), 1))  # Clopper and Pearson

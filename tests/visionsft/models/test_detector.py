@@ -266,6 +266,27 @@ def test_the_proposal_network_learns_nothing_from_an_ignored_region() -> None:
     assert (labels[~beside] == 1).any()
 
 
+@pytest.mark.parametrize("head", ["fcos", "retinanet"])
+def test_positions_in_the_padding_find_nothing(head: str) -> None:
+    """An object at the image's edge is learnt from positions in the image; none beside it counts as its."""
+    model = make_detector(head, score_threshold=0.0).eval()
+    # one that fits no anchor matches all those around it
+    sizes, target = [(128, 70)], make_target([[54, 20, 70, 52] if head == "fcos" else [68, 30, 70, 32]])
+    seen: list[Tensor] = []
+    compute = model.head.detector.head.compute_loss
+    model.head.detector.head.compute_loss = lambda *args: (seen.extend(args[-1]), compute(*args))[1]
+    image = torch.randn(1, 3, 128, 128)
+    model.losses(image, sizes, [target])
+    _, levels = model.head.predict(model.features(image))
+    anchors = torch.cat(levels)
+    beside = (anchors[:, 0] + anchors[:, 2]) / 2 >= 70
+    assert (seen[0][beside] == -1).all()
+    assert (seen[0][~beside] == 0).any()
+    if head == "retinanet":  # without the image's size they would
+        model.losses(image, [(128, 128)], [target])
+        assert (seen[1][beside] == 0).any()
+
+
 def test_proposals_in_an_ignored_region_are_dropped_unless_they_match() -> None:
     model = make_detector("faster_rcnn", score_threshold=0.0).eval()
     seen: list[list[Tensor]] = []
@@ -322,6 +343,7 @@ def test_patches_of_14_have_anchors_where_they_are(head: str) -> None:
     ("head", "options", "text"),
     [
         ("fcoss", {}, "did you mean 'fcos'"),
+        ("visionsft.models.heads:FpnHead", {}, "no detection head, it has no method losses or detect"),
         ("fcos", {"depth": 3}, "its own options are width, finest_stride, convs"),
         ("fcos", {"width": 48}, "multiples of 32"),
         ("fcos", {"finest_stride": 6}, "there are 4, 8, 16, 32"),

@@ -1,6 +1,7 @@
 """Boxes: what one image, and all images of a split, hold of truth and of detections, as plain arrays.
 
-The metrics of detection read nothing else. Coordinates are x1, y1, x2, y2 in pixels of the image.
+The metrics of detection read nothing else. Coordinates are x1, y1, x2, y2 in pixels of the image, or those of turned
+boxes, cx, cy, w, h, angle as in `datamodules.objects.Objects.turned`: 4 or 5 columns.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.objects import Target
+from visionsft.evaluation.metrics.rotated import rotated_intersections
 
 if TYPE_CHECKING:
     from visionsft.models.detections import Detections
@@ -23,7 +25,7 @@ class ImageBoxes:
     """Truth and detections of one image."""
 
     truth: NDArray[np.float32]
-    """(N, 4)"""
+    """(N, 4), or (N, 5) where `found` is (D, 5)."""
     truth_labels: NDArray[np.int64]
     """(N,) class index from 0."""
     ignored: NDArray[np.float32]
@@ -37,11 +39,11 @@ class ImageBoxes:
 
     @classmethod
     def of(cls, detections: Detections, target: Target) -> ImageBoxes:
-        """From what a detector and a batch give, on any device."""
-        tensors = (
-            *(target["boxes"], target["labels"], target["ignored"]),
-            *(detections.boxes, detections.scores, detections.labels),
-        )
+        """From what a detector and a batch give, on any device; turned boxes where the detector finds them."""
+        truth, found = target["boxes"], detections.boxes
+        if detections.turned is not None:
+            truth, found = target["turned"], detections.turned
+        tensors = (truth, target["labels"], target["ignored"], found, detections.scores, detections.labels)
         return cls(*(tensor.detach().cpu().numpy() for tensor in tensors))
 
     @classmethod
@@ -92,11 +94,6 @@ class BoxTable:
                 raise ValueError(f"{name}: the labels {wrong.tolist()}; allowed are 0..{classes - 1}")
         return table
 
-    @property
-    def positives(self) -> NDArray[np.int64]:
-        """(I, K) objects in truth."""
-        return count_labels(self.truth_image, self.truth_labels, images=self.images, classes=self.classes)
-
 
 def count_labels(
     image: NDArray[np.int64], labels: NDArray[np.int64], *, images: int, classes: int
@@ -106,18 +103,22 @@ def count_labels(
 
 
 def box_areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, 4) -> (N,) in square pixels."""
+    """(N, 4) or (N, 5) -> (N,) in square pixels."""
+    if boxes.shape[1] == 5:
+        return boxes[:, 2] * boxes[:, 3]
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def intersections(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Common area of each pair of rows: two (N, 4) -> (N,) in square pixels."""
+    """Common area of each pair of rows: two (N, 4) or (N, 5) -> (N,) in square pixels."""
+    if 5 in (one.shape[1], other.shape[1]):
+        return rotated_intersections(one, other)
     size = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
     return size.clip(min=0).prod(axis=1)
 
 
 def _stack(boxes: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
-    return np.concatenate([np.empty((0, 4)), *boxes]).astype(np.float64)
+    return np.concatenate(boxes or [np.empty((0, 4), np.float32)]).astype(np.float64)
 
 
 def _join(values: Sequence[NDArray[np.float32] | NDArray[np.int64]]) -> NDArray[np.float64]:

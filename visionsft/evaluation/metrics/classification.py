@@ -91,7 +91,7 @@ def average_precision(
     return ratio(area, right[..., -1])
 
 
-def average_precisions(
+def class_average_precisions(
     probabilities: NDArray[Any], truth: NDArray[np.bool_], weights: NDArray[Any] | None = None
 ) -> NDArray[np.float64]:
     """The same of K classes: (N, K) each, weights (..., N) -> (..., K)."""
@@ -181,7 +181,7 @@ def summarise_labels(
     """Every number. probabilities: (N, K); labels: (N,) class indices, or (N, K) of 0 and 1 with thresholds (K,)."""
     truth, decided = one_hot(labels, len(names)), decide(probabilities, thresholds)
     margins = label_counts(decided, truth).sum(axis=0)
-    scores, precisions = class_scores(margins), average_precisions(probabilities, truth)
+    scores, precisions = class_scores(margins), class_average_precisions(probabilities, truth)
     columns = (scores["recall"], scores["precision"], scores["f1"], precisions, margins[1], margins[2])
     top = top_hits(probabilities, truth) if thresholds is None else {}
     return ClassificationScores(

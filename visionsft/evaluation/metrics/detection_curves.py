@@ -68,7 +68,7 @@ class DetectionCurve:
 
     def at(self, score: float) -> OperatingScore:
         """Of all detections of at least this score."""
-        accepted = int(np.count_nonzero(self.scores >= score))
+        accepted = int(np.count_nonzero(self.scores >= np.float32(score)))  # detectors' scores are float32
         if accepted:
             return self._point(accepted - 1, score)
         nothing = 0.0 if self.positives else float("nan")

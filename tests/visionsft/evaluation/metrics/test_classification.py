@@ -13,8 +13,8 @@ from sklearn import metrics as sk
 from visionsft.evaluation.metrics import (
     LabelAnswers,
     average_precision,
-    average_precisions,
     best_thresholds,
+    class_average_precisions,
     decide,
     one_hot,
     summarise_labels,
@@ -97,10 +97,10 @@ def test_many_weightings_at_once() -> None:
     probabilities, labels = draw(1)
     truth = one_hot(labels, 4)
     weights = np.random.default_rng(0).integers(0, 3, (5, len(labels)))
-    together = average_precisions(probabilities, truth, weights)
+    together = class_average_precisions(probabilities, truth, weights)
     assert together.shape == (5, 4)
     for row, each in zip(together, weights, strict=True):
-        np.testing.assert_allclose(row, average_precisions(probabilities, truth, each))
+        np.testing.assert_allclose(row, class_average_precisions(probabilities, truth, each))
 
 
 def test_a_class_without_images_is_not_defined_and_not_averaged() -> None:

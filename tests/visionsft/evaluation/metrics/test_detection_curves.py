@@ -19,7 +19,7 @@ from visionsft.evaluation.metrics.matching import match_detections
 def curve(outcomes: str, *, positives: int, images: int) -> DetectionCurve:
     """Detections of falling scores 0.9, 0.8...: 'x' finds an object, '-' doesn't."""
     hits = np.array([each == "x" for each in outcomes], np.int64)
-    scores = 0.9 - 0.1 * np.arange(len(outcomes))
+    scores = (0.9 - 0.1 * np.arange(len(outcomes))).astype(np.float32).astype(np.float64)
     return DetectionCurve(scores, hits.cumsum(), (1 - hits).cumsum(), positives, images)
 
 
@@ -59,7 +59,7 @@ def test_points_by_hand() -> None:
     assert vars(found.at(0.75)) == pytest.approx(
         {"score": 0.75, "recall": 0.5, "precision": 1, "f1": 2 / 3, "fppi": 0}
     )
-    assert found.at(0.8).recall == 0.5  # from the score on, itself included
+    assert [found.at(score).recall for score in (0.9, 0.8, 0.6)] == [0.25, 0.5, 0.75]  # itself included
     best = found.best_f1()
     assert (best.score, best.recall, best.precision, best.f1, best.fppi) == pytest.approx(
         (0.6, 0.75, 0.75, 0.75, 0.5)
