@@ -12,13 +12,17 @@ if TYPE_CHECKING:
     from datamodules.augment import Augment
     from datamodules.batch import IGNORE, Batch, Item, Sample, Window
     from datamodules.camera import CameraFrameDataModule
+    from datamodules.camera_labels import CameraClassificationDataModule
     from datamodules.camera_objects import CameraDetectionDataModule
     from datamodules.classes import Classes, ClassSpec
+    from datamodules.classification import ClassificationDataModule
     from datamodules.datamodule import DataModule, SegmentationDataModule
     from datamodules.detection import DetectionDataModule
     from datamodules.errors import DataError
     from datamodules.geotiff import GeoTiffDataModule
+    from datamodules.geotiff_labels import GeoTiffClassificationDataModule
     from datamodules.geotiff_objects import GeoTiffDetectionDataModule
+    from datamodules.labelled import LabelledBatch, LabelledSample
     from datamodules.labels import VectorOptions
     from datamodules.sampling import SampleKey
     from datamodules.splits import DriveSplit, FolderSplit, ListSplit, PlaceSplit, SceneSplit
@@ -28,18 +32,23 @@ __all__ = [
     "IGNORE",
     "Augment",
     "Batch",
+    "CameraClassificationDataModule",
     "CameraDetectionDataModule",
     "CameraFrameDataModule",
     "ClassSpec",
     "Classes",
+    "ClassificationDataModule",
     "DataError",
     "DataModule",
     "DetectionDataModule",
     "DriveSplit",
     "FolderSplit",
+    "GeoTiffClassificationDataModule",
     "GeoTiffDataModule",
     "GeoTiffDetectionDataModule",
     "Item",
+    "LabelledBatch",
+    "LabelledSample",
     "ListSplit",
     "Normalisation",
     "PlaceSplit",
@@ -56,13 +65,17 @@ _MODULES = {
     "augment": ("Augment",),
     "batch": ("IGNORE", "Batch", "Item", "Sample", "Window"),
     "camera": ("CameraFrameDataModule",),
+    "camera_labels": ("CameraClassificationDataModule",),
     "camera_objects": ("CameraDetectionDataModule",),
     "classes": ("ClassSpec", "Classes"),
+    "classification": ("ClassificationDataModule",),
     "datamodule": ("DataModule", "SegmentationDataModule"),
     "detection": ("DetectionDataModule",),
     "errors": ("DataError",),
     "geotiff": ("GeoTiffDataModule",),
+    "geotiff_labels": ("GeoTiffClassificationDataModule",),
     "geotiff_objects": ("GeoTiffDetectionDataModule",),
+    "labelled": ("LabelledBatch", "LabelledSample"),
     "labels": ("VectorOptions",),
     "sampling": ("SampleKey",),
     "splits": ("DriveSplit", "FolderSplit", "ListSplit", "PlaceSplit", "SceneSplit"),

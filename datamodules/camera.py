@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from datamodules.augment import Augment
@@ -16,11 +14,12 @@ from datamodules.batch import Item, Sample, Window
 from datamodules.classes import Classes, ClassSpec, Legend, Value
 from datamodules.datamodule import SegmentationDataModule
 from datamodules.datasets import EvaluationDataset
-from datamodules.drives import DriveModule, FrameCheck, nearest
+from datamodules.drives import DriveModule, nearest
 from datamodules.errors import DataError
 from datamodules.frames import FrameReader
 from datamodules.layouts import Listing, bdd100k, camvid, cityscapes, kitti, pairs
 from datamodules.sampling import Region
+from datamodules.sizes import SizedModule
 from datamodules.splits import FolderSplit, Split
 
 LayoutName = Literal["pairs", "camvid", "cityscapes", "bdd100k", "kitti"]
@@ -112,7 +111,7 @@ def _make_classes(
     return Classes(legend.classes if specs is None else specs, ignore=ignore, legend=legend)
 
 
-class CameraFrameDataModule(DriveModule, SegmentationDataModule):
+class CameraFrameDataModule(DriveModule, SizedModule, SegmentationDataModule):
     """Frames and masks below `root`: whole frames for evaluation, augmented crops for training."""
 
     label_word = "mask"
@@ -221,44 +220,10 @@ class CameraFrameDataModule(DriveModule, SegmentationDataModule):
 
     # ---------------------------------------------------------------- inside
 
-    def _settle_size(self, checks: Mapping[str, FrameCheck]) -> dict[str, str]:
-        """Sets what follows from the frames' size and number type; names the frames that differ."""
-        if not checks:
-            return {}
-        sizes = Counter((check.height, check.width) for check in checks.values())
-        dtypes = Counter(check.dtype for check in checks.values())
-        (own, _), (dtype, _) = sizes.most_common(1)[0], dtypes.most_common(1)[0]
-        self.frame_size = self.size or own
-        self._note_squeezing(own)
-        self.dtype = np.dtype(dtype)
-        self.chip = self.crop or self.frame_size
-        self.augment = replace(self.augment, crop=self.chip)
-        problems = {}
-        for path, check in checks.items():
-            if self.size is None and (check.height, check.width) != own:
-                problems[path] = (
-                    f"{path}: {check.height} x {check.width} (height x width), "
-                    f"most frames are {own[0]} x {own[1]}; `size` resizes all to one"
-                )
-            elif check.dtype != dtype:
-                problems[path] = f"{path}: its pixels are {check.dtype}, most frames' {dtype}"
-        return problems
-
-    def _note_squeezing(self, own: tuple[int, int]) -> None:
-        height, width = self.frame_size
-        squeeze = own[0] * width / (own[1] * height)
-        if abs(squeeze - 1) > 0.02:
-            self.notes.append(
-                f"frames of {own[0]} x {own[1]} (height x width) become {height} x {width}: "
-                f"{squeeze:.2f} times as wide for their height"
-            )
-
     def _check_crop(self) -> None:
-        """A crop must fit into the frame, and crops centred on rare classes must be smaller than it."""
-        (height, width), (rows, cols) = self.frame_size, self.chip
-        if rows > height or cols > width:
-            raise DataError(f"crop {rows} x {cols} is larger than the frames, {height} x {width}")
-        if self.rare_class_crops and (rows, cols) == (height, width) and self.augment.scale[1] <= 1:
+        """Crops centred on rare classes must be smaller than the frame, too."""
+        super()._check_crop()
+        if self.rare_class_crops and self.chip == self.frame_size and self.augment.scale[1] <= 1:
             raise DataError(
                 "rare_class_crops does nothing as long as a crop shows the whole frame: "
                 "set `crop` below the frames' size, or augment.scale above 1"

@@ -15,12 +15,13 @@ from datamodules.batch import Item
 from datamodules.classes import ClassSpec, Value
 from datamodules.datasets import DetectionEvaluationDataset
 from datamodules.detection import DetectionDataModule
-from datamodules.drives import DriveModule, FrameCheck
+from datamodules.drives import DriveModule
 from datamodules.errors import DataError
 from datamodules.frames import Fit, PictureReader
 from datamodules.layouts import Listing
 from datamodules.object_layouts import LayoutOptions, ObjectLayoutName, choose_layout
 from datamodules.sampling import SampleKey
+from datamodules.sizes import FrameCheck
 from datamodules.splits import FolderSplit, Split
 from datamodules.views import zoom
 

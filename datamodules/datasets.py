@@ -15,7 +15,7 @@ from datamodules.batch import IGNORE, Batch, Item, Sample, Window
 from datamodules.objects import DetectionSample, Objects
 from datamodules.readers import RawSample as RawSample
 from datamodules.readers import Reader as Reader
-from datamodules.sampling import SampleKey, WindowPlan
+from datamodules.sampling import SampleKey
 from datamodules.statistics import Normalisation
 from datamodules.supertiles import SuperTilePlan, SuperTiles
 from datamodules.views import clip, frame_of, meeting, middles_inside, move, set_aside, shift, to_target
@@ -25,7 +25,7 @@ class TrainingDataset(Dataset[Sample]):
     """Augmented windows, drawn by a plan; indexed by `SampleKey`."""
 
     def __init__(
-        self, *, plan: WindowPlan, reader: Reader, augment: Augment, normalisation: Normalisation
+        self, *, plan: Plan, reader: Reader, augment: Augment, normalisation: Normalisation
     ) -> None:
         self.plan = plan
         self.reader = reader

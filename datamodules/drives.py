@@ -7,7 +7,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from datamodules.datamodule import DataModule
 from datamodules.datasets import Reader
 from datamodules.errors import DataError
 from datamodules.layouts import Listing
+from datamodules.sizes import FrameCheck
 from datamodules.splits import (
     DriveSplit,
     FolderSplit,
@@ -35,16 +36,6 @@ from datamodules.statistics import cached, fingerprint
 
 SHOWN = 5
 """Files at most that one message names."""
-
-
-@dataclass(frozen=True)
-class FrameCheck:
-    """What a look into a frame and its mask found."""
-
-    height: int
-    width: int
-    dtype: str
-    problem: str | None
 
 
 class DriveModule(DataModule):

@@ -179,6 +179,32 @@ def class_pixels(mask: np.ndarray, num_classes: int, *, rng: np.random.Generator
     return found
 
 
+@dataclass(frozen=True)
+class BalancedPlan:
+    """Draws the images of an epoch: each once, or in place of it one of a class drawn uniformly.
+
+    Of a plan for images with labels; see `datamodules.datasets.Plan`.
+    """
+
+    items: Sequence[Item]
+    members: Sequence[np.ndarray]
+    """For each class the (n,) indices of its items."""
+    share: float
+    """Of the samples whose class is drawn."""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def draw(self, key: SampleKey, rng: np.random.Generator) -> tuple[Item, None]:
+        """The image of this number, or of a class; a crop of it may lie anywhere."""
+        if self.share and rng.random() < self.share:
+            present = [each for each in self.members if len(each)]
+            if present:
+                chosen = present[rng.integers(len(present))]
+                return self.items[int(chosen[rng.integers(len(chosen))])], None
+        return self.items[key.index], None
+
+
 class WindowPlan:
     """Draws the training windows of an epoch: by valid area over regions, at random inside a region.
 

@@ -19,11 +19,13 @@ import datamodules
 from backbones import Backbone, BackboneError, accelerate_depthwise, create_backbone, cut_backbone
 from datamodules import (
     Augment,
+    CameraClassificationDataModule,
     CameraDetectionDataModule,
     CameraFrameDataModule,
     ClassSpec,
     DataModule,
     DetectionDataModule,
+    GeoTiffClassificationDataModule,
     GeoTiffDataModule,
     GeoTiffDetectionDataModule,
     SegmentationDataModule,
@@ -31,24 +33,39 @@ from datamodules import (
 from datamodules.classes import parse_colour
 from datamodules.splits import Split
 from visionsft import config as settings
-from visionsft.config import Config, DetectionConfig, InstanceSegmentationConfig, SegmentationConfig
+from visionsft.config import (
+    ClassificationConfig,
+    Config,
+    DetectionConfig,
+    InstanceSegmentationConfig,
+    SegmentationConfig,
+)
 from visionsft.errors import ConfigError, WriteError, nearest
 from visionsft.files import free_bytes
-from visionsft.models import SegmentationModel, create_model
+from visionsft.models import ClassificationModel, SegmentationModel, create_classifier, create_model
 from visionsft.models.anchors import fit_anchors
 from visionsft.models.detector import DetectionModel, create_detector
-from visionsft.models.losses import build_loss
+from visionsft.models.losses import ImageLoss, LabelsLoss, build_loss, class_weights
 from visionsft.training.callbacks import AtomicCheckpointIO, Checkpoints, MetricsTable, MovingAverage
 from visionsft.training.features import CachedData, CacheError, cache_features
 from visionsft.training.precision import DTYPES, Precision, resolve
 from visionsft.training.strategies import STRATEGIES, Rates, Schedule, Strategy
-from visionsft.training.tasks import DetectionModule, Optimization, SegmentationModule, Task
+from visionsft.training.tasks import (
+    ClassificationModule,
+    DetectionModule,
+    MultiLabelModule,
+    Optimization,
+    SegmentationModule,
+    Task,
+)
 
 _MODULES: dict[type[settings.Section], Callable[..., DataModule]] = {
     settings.GeoTiffData: GeoTiffDataModule,
     settings.CameraData: CameraFrameDataModule,
     settings.GeoTiffObjects: GeoTiffDetectionDataModule,
     settings.CameraObjects: CameraDetectionDataModule,
+    settings.GeoTiffLabels: GeoTiffClassificationDataModule,
+    settings.CameraLabels: CameraClassificationDataModule,
 }
 _SPLITS: dict[str, Callable[..., Split]] = {
     "folder": datamodules.FolderSplit,
@@ -75,6 +92,8 @@ def build_data(config: Config) -> DataModule:
     if isinstance(config, DetectionConfig):
         options["masks"] = isinstance(config, InstanceSegmentationConfig)
         options["turned"] = isinstance(config.head, settings.RotatedFcosHead)
+    if isinstance(config, ClassificationConfig):
+        options["multi_label"] = config.task.multi_label
     return _MODULES[type(data)](
         **options,
         classes=None if data.classes is None else [_class(spec) for spec in data.classes],
@@ -127,7 +146,9 @@ def build_model(
     config: Config, backbone: Backbone, num_classes: int, *, fitted: dict[str, Any] | None = None
 ) -> nn.Module:
     """The backbone with a new head, its layers as the strategy needs them; fitted: see `fit_head`."""
-    make = create_detector if isinstance(config, DetectionConfig) else create_model
+    make: Callable[..., nn.Module] = create_detector if isinstance(config, DetectionConfig) else create_model
+    if isinstance(config, ClassificationConfig):
+        make = create_classifier
     options = _head_options(config) | (fitted or {})
     model = make(backbone, num_classes, head=config.head.name, options=options)
     build_strategy(config).prepare(backbone)
@@ -163,10 +184,22 @@ def build_task(config: Config, model: nn.Module, data: DataModule) -> Task:
     }
     if isinstance(model, DetectionModel):
         return DetectionModule(model, **common)
+    if isinstance(model, ClassificationModel):
+        return _build_classification(config, model, data, common)
     assert isinstance(config, SegmentationConfig)
     assert isinstance(model, SegmentationModel)
     loss = build_loss(config.task.loss, class_counts=torch.from_numpy(data.statistics.class_counts))
     return SegmentationModule(model, loss, **common)
+
+
+def _build_classification(
+    config: Config, model: ClassificationModel, data: DataModule, common: dict[str, Any]
+) -> ClassificationModule:
+    assert isinstance(config, ClassificationConfig)
+    wanted = config.task
+    weights = class_weights(torch.from_numpy(data.statistics.class_counts), wanted.class_weights)
+    loss = (LabelsLoss if wanted.multi_label else ImageLoss)(weights, label_smoothing=wanted.label_smoothing)
+    return (MultiLabelModule if wanted.multi_label else ClassificationModule)(model, loss, **common)
 
 
 def build_cache(
@@ -211,8 +244,8 @@ def _device(config: Config) -> torch.device:
 
 
 def views(config: Config) -> dict[str, Any]:
-    """Test-time augmentation, for `visionsft.models.views.average_views`."""
-    assert isinstance(config, SegmentationConfig)
+    """Test-time augmentation, for `visionsft.models.views.average_views` and `average_labels`."""
+    assert isinstance(config, SegmentationConfig | ClassificationConfig)
     return _fields(config.inference, leave_out=("tile", "overlap"))
 
 

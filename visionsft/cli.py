@@ -293,14 +293,23 @@ def calibrate(
 def thresholds(
     run: RunFolder,
     requirements: Annotated[
-        list[str], typer.Argument(metavar="REQUIREMENT...", help="For example 'recall[Pedestrian] >= 0.9'.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="[REQUIREMENT]...", help="Of maps, for example 'recall[Pedestrian] >= 0.9'."),
+    ] = None,
     checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to use.")] = Checkpoint.best,
 ) -> None:
-    """Choose class thresholds on validation, and show their price on test."""
+    """Choose class thresholds on validation: for requirements, or of images with several classes for the best F1."""
     from visionsft.runs import Run
 
-    Run.open(run)
+    if Run.open(run).task == "classification":
+        if requirements:
+            raise typer.BadParameter("requirements are for maps; of images each class gets its best F1")
+        from visionsft.evaluation import choose_label_thresholds
+
+        typer.echo(choose_label_thresholds(run, checkpoint=checkpoint.value).table())
+        return
+    if not requirements:
+        raise typer.BadParameter("maps need a requirement, for example 'recall[Pedestrian] >= 0.9'")
     from visionsft.evaluation import choose_thresholds
 
     typer.echo(choose_thresholds(run, requirements, checkpoint=checkpoint.value).table())
@@ -368,8 +377,9 @@ def predict(
     iou: Annotated[
         float | None, typer.Option(min=0, max=1, help="Detection: overlap from which two boxes are one.")
     ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classification: most probable classes in the table.")] = 3,
 ) -> None:
-    """Write the class map, or the objects, of every INPUT: georeferenced where it is."""
+    """Write the class map, the objects, or (in one table) the classes of every INPUT: georeferenced where it is."""
     from visionsft.runs import Run
 
     if resume and overwrite:
@@ -378,6 +388,7 @@ def predict(
     from visionsft.prediction import (
         DetectionOptions,
         FrameOptions,
+        LabelOptions,
         SceneOptions,
         VectorOptions,
         predict_all,
@@ -399,7 +410,7 @@ def predict(
         run, inputs, out, overwrite=overwrite, resume=resume, overlay=overlay, scenes=scenes,
         frames=FrameOptions(drives=drives, every=every, rate=rate, masks=masks),
         objects=DetectionOptions(**{key: value for key, value in given.items() if value is not None}),
-        engine=engine.value,
+        labels=LabelOptions(top), engine=engine.value,
     )  # fmt: skip
     typer.echo(predictions.table())
     predictions.check()

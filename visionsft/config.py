@@ -184,6 +184,21 @@ class InstanceSegmentationTask(DetectionTask):
     kind: Literal["instance_segmentation"]  # type: ignore[assignment]
 
 
+class ClassificationTask(_Task):
+    """A class, or several, for every image."""
+
+    kind: Literal["classification"]
+    multi_label: bool = Field(
+        default=False, description="an image has any number of classes, each with a probability of its own"
+    )
+    class_weights: Literal["none", "inverse", "effective"] = Field(
+        default="none",
+        description="of the loss, from the training split's image counts: 'inverse' is proportional to 1 / count, "
+        "'effective' the effective number of samples (Cui et al. 2019); multi_label: they weigh what an image has",
+    )
+    label_smoothing: Fraction = 0.0
+
+
 # ------------------------------------------------------------------------------------ backbone
 
 
@@ -337,6 +352,26 @@ class MaskRcnnHead(FasterRcnnHead):
 DetectionHead = Annotated[
     FcosHead | RotatedFcosHead | RetinaNetHead | FasterRcnnHead,
     Field(discriminator="name"), _by_default("name", "fcos")
+]
+
+
+class PooledLinearHead(Section):
+    name: Literal["linear"] = "linear"
+    dropout: Fraction = 0.0
+
+
+class PooledMlpHead(Section):
+    name: Literal["mlp"]
+    hidden: Positive = 512
+    dropout: Fraction = 0.0
+
+
+ImageHead = Annotated[
+    Annotated[PooledLinearHead, Tag("linear")]
+    | Annotated[PooledMlpHead, Tag("mlp")]
+    | Annotated[CustomHead, Tag("custom")],
+    Discriminator(_kind_of_head),
+    _by_default("name", "linear"),
 ]
 
 
@@ -807,6 +842,62 @@ class CameraObjects(_Frames, _Objects):
 
 ObjectData = Annotated[GeoTiffObjects | CameraObjects, Field(discriminator="kind")]
 
+
+
+class _Labels(Section):
+    """Labels that are of whole images."""
+
+    layout: Literal["folders", "csv"] = Field(
+        default="folders",
+        description="'folders': a folder for each class, in `images`; 'csv': the table `annotations` with the columns "
+        "image and label (multi_label: labels separated by semicolons, or a column of 0 and 1 for each class)",
+    )
+    images: ImageTemplate | None = Field(
+        default=None,
+        description="folder below root of the class folders, or of a table's images; '{split}' stands for the split's "
+        "folder; default: '{split}' for class folders that are split by folder, else root itself",
+    )
+    annotations: ImageTemplate | None = Field(
+        default=None,
+        description="'csv': the table, below root; default: '{split}.csv' if split by folder, else 'labels.csv'",
+    )
+    size: tuple[Positive, Positive] | None = Field(
+        default=None,
+        description="(height, width) to which images are resized; default: their own size, which must agree",
+    )
+    crop: tuple[Positive, Positive] | None = Field(
+        default=None, description="(height, width) of training crops; default: size"
+    )
+    balance: Share = Field(
+        default=0.0,
+        description="share of the training samples whose class is drawn uniformly; others show each image once",
+    )
+
+    @model_validator(mode="after")
+    def _only_tables_have_annotations(self) -> Self:
+        if self.layout == "folders" and self.annotations is not None:
+            raise _conflict("annotations", "is for layout 'csv' only; the layout is 'folders'", "layout")
+        return self
+
+
+ImageSplit = Annotated[
+    FolderSplit | ListSplit | SceneSplit | DriveSplit,
+    Field(discriminator="by"),
+    _by_default("by", "folder"),
+]
+"""Of whole images, which a split by place would cut."""
+
+
+class GeoTiffLabels(_Scenes, _Labels):
+    split: ImageSplit = FolderSplit()
+
+
+class CameraLabels(_Frames, _Labels):
+    split: ImageSplit = FolderSplit()
+
+
+LabelData = Annotated[GeoTiffLabels | CameraLabels, Field(discriminator="kind")]
+
 # ------------------------------------------------------------------------------------- trainer
 
 
@@ -862,7 +953,7 @@ class Trainer(Section):
 # ----------------------------------------------------------------------------------- inference
 
 
-class Inference(Section):
+class Views(Section):
     """How `evaluate` and `predict` use the model; each view costs a pass (a scale s costs s * s)."""
 
     scales: tuple[Rate, ...] = Field(
@@ -871,6 +962,11 @@ class Inference(Section):
     symmetry: Literal["none", "left_right", "d4"] = Field(
         default="none", description="views averaged: 'left_right' for cameras, 'd4' (eight) from above"
     )
+
+
+class Inference(Views):
+    """Those of maps, which large scenes are given in tiles."""
+
     tile: Positive | None = Field(
         default=None,
         description="side of the tiles in which scenes are predicted, in the model's pixels; default: by the model",
@@ -960,10 +1056,32 @@ class InstanceSegmentationConfig(DetectionConfig):
     head: MaskRcnnHead = MaskRcnnHead()
 
 
+class ClassificationConfig(Config):
+    """A class, or several, for every image."""
+
+    model_config = ConfigDict(defer_build=False)
+
+    task: ClassificationTask
+    data: LabelData
+    head: ImageHead = Field(
+        default=PooledLinearHead(),
+        description="a built-in head, or {name: 'my_pkg.heads:MyHead', options: {...}}",
+    )
+    inference: Views = Views()
+
+    @model_validator(mode="after")
+    def _nothing_is_cached(self) -> Self:
+        for key in ("views", "cache"):
+            if getattr(self.strategy, key, None) not in (None, "auto", "off"):
+                raise _conflict(f"strategy.{key}", "is for the feature cache, which classification doesn't have")
+        return self
+
+
 CONFIGS: dict[str, type[Config]] = {
     "segmentation": SegmentationConfig,
     "detection": DetectionConfig,
     "instance_segmentation": InstanceSegmentationConfig,
+    "classification": ClassificationConfig,
 }
 """By task.kind."""
 

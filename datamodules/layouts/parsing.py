@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -52,6 +54,26 @@ def read_json(path: Path, *, largest: int = LARGEST) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON, or a truncated file: {error}") from error
+
+
+def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The names in the first line of a CSV file, and (line, fields) of every further one that isn't empty."""
+    reader = csv.reader(io.StringIO(read_text(path, largest=1 << 30)), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if not header:
+            raise DataError(f"{path}: the file is empty")
+        rows: list[tuple[int, list[str]]] = []
+        for fields in reader:
+            if fields and len(fields) != len(header):
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {len(fields)} fields, but {len(header)} columns"
+                )
+            if fields:
+                rows.append((reader.line_num, [field.strip() for field in fields]))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+    return header, rows
 
 
 def entry(record: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:

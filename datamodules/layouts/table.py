@@ -6,8 +6,6 @@ and image_path. A line that names an image and has no box says that the image is
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from datamodules.layouts.parsing import (
     IMAGES,
     number,
     path_below,
-    read_text,
+    read_table,
     refuse_unused_folder,
     shorten,
     split_file,
@@ -65,23 +63,9 @@ def scan(
 
 def _records(path: Path) -> list[tuple[int, Mapping[str, str]]]:
     """(line, fields by column) of every line that isn't empty."""
-    reader = csv.reader(io.StringIO(read_text(path, largest=1 << 30)), strict=True)
-    try:
-        header = next(reader, None)
-        if not header:
-            raise DataError(f"{path}: the file is empty")
-        columns = _columns(path, [name.strip() for name in header])
-        records: list[tuple[int, Mapping[str, str]]] = []
-        for fields in reader:
-            if fields and len(fields) != len(header):
-                raise DataError(
-                    f"{path}, line {reader.line_num}: {len(fields)} fields, but {len(header)} columns"
-                )
-            if fields:
-                records.append((reader.line_num, {key: fields[at].strip() for key, at in columns.items()}))
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
-    return records
+    header, rows = read_table(path)
+    columns = _columns(path, header)
+    return [(line, {key: fields[at] for key, at in columns.items()}) for line, fields in rows]
 
 
 def _columns(path: Path, header: list[str]) -> dict[str, int]:

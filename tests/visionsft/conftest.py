@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from datamodules.batch import Item
-from visionsft.config import SegmentationConfig
+from visionsft.config import ClassificationConfig, SegmentationConfig
 from visionsft.evaluation.gallery import write_gallery
 from visionsft.evaluation.metrics import DEFINITIONS, summarise
 from visionsft.evaluation.pictures import Example
@@ -226,3 +227,67 @@ def _write_evaluation(
         "confusion": confusions.sum(axis=0).tolist(), "data": data, "environment": {}, **extra,
     }  # fmt: skip
     (folder / "scores.json").write_text(json.dumps(scores))
+
+
+# ------------------------------------------------------------------------------------------- classification
+
+
+@pytest.fixture(scope="session")
+def labelled_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """{train,val,test}/{dark,bright}/*.png of 32x32, separable by brightness, and tables of several labels."""
+    root = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4), ("test", 6)):
+        rows = ["image,label"]
+        for name, level in (("dark", 60), ("bright", 190)):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                picture = level + rng.normal(0, 10, (32, 32, 3))
+                path = root / split / name / f"{name}{index}.png"
+                cv2.imwrite(str(path), picture.clip(0, 255).astype(np.uint8))
+                rows.append(f"{path.relative_to(root)},{name};picture")
+        (root / f"{split}.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def label_values(labelled_pictures: Path) -> dict[str, Any]:
+    """A configuration, as plain values, that learns these pictures in a second; it still needs `runs`."""
+    return {
+        "name": "labels",
+        "task": {"kind": "classification"},
+        "data": {
+            "kind": "camera",
+            "root": str(labelled_pictures),
+            "batch_size": 4,
+            "workers": 0,
+            "normalise": "data",
+            "augment": {"pipeline": "nadir", "photometric": 0.1},
+        },
+        "backbone": {"name": "test_efficientnet", "weights": "none"},
+        "strategy": {"kind": "full", "lr": 0.01, "backbone_lr_factor": 0.3},
+        "trainer": {"epochs": 6, "accelerator": "cpu", "precision": "32"},
+    }
+
+
+@pytest.fixture(scope="session")
+def label_run(label_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A trained run of one class an image."""
+    from visionsft.training.fitting import fit
+
+    runs = tmp_path_factory.mktemp("label_runs")
+    return fit(ClassificationConfig.model_validate({**label_values, "runs": runs}))
+
+
+@pytest.fixture(scope="session")
+def labels_run(label_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A trained run of several classes an image: its brightness, and 'picture', which all are."""
+    from visionsft.training.fitting import fit
+
+    values = {
+        **label_values,
+        "runs": tmp_path_factory.mktemp("labels_runs"),
+        "task": {"kind": "classification", "multi_label": True, "class_weights": "inverse"},
+        "data": {**label_values["data"], "layout": "csv"},
+    }
+    return fit(ClassificationConfig.model_validate(values))

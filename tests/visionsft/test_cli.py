@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from visionsft.cli import app
 from visionsft.errors import RunError
 from visionsft.loading import load_config
-from visionsft.prediction import FrameOptions, SceneOptions, VectorOptions
+from visionsft.prediction import DetectionOptions, FrameOptions, LabelOptions, SceneOptions, VectorOptions
 from visionsft.runs import Run
 
 CONFIG = """\
@@ -216,7 +216,7 @@ def test_thresholds(run: Path, replace: Callable[..., list[Any]]) -> None:
 def test_predict(run: Path, replace: Callable[..., list[Any]], tmp_path: Path) -> None:
     done = SimpleNamespace(table=lambda: "x.tif  1.0 s", check=lambda: None, files=[Path("a.tif"), Path("b.tif")])
     calls = replace("visionsft.prediction", "predict_all", done)
-    for option in (FrameOptions, SceneOptions, VectorOptions):
+    for option in (DetectionOptions, FrameOptions, LabelOptions, SceneOptions, VectorOptions):
         setattr(sys.modules["visionsft.prediction"], option.__name__, option)
     result = invoke("predict", run, "x.tif", "y.tif", "--out", tmp_path / "maps", "--overlay")
     assert result.stdout == f"x.tif  1.0 s\n2 results in {tmp_path / 'maps'}\n"

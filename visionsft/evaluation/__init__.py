@@ -2,6 +2,7 @@
 
 from visionsft.evaluation.area import estimate_areas, pixel_area
 from visionsft.evaluation.calibrating import calibrate
+from visionsft.evaluation.classifying import Answers, ClassificationEvaluation, choose_label_thresholds
 from visionsft.evaluation.comparison import Pair, compare
 from visionsft.evaluation.counts import Counts, load_counts
 from visionsft.evaluation.detecting import DetectionEvaluation
@@ -20,6 +21,8 @@ from visionsft.evaluation.detection_scores import (
 from visionsft.evaluation.evaluating import Evaluation
 from visionsft.evaluation.gates import Judgement, Verdict, judge
 from visionsft.evaluation.intervals import SegmentationIntervals, segmentation_intervals
+from visionsft.evaluation.label_intervals import LabelIntervals, label_intervals
+from visionsft.evaluation.label_thresholds import LabelThresholds
 from visionsft.evaluation.pictures import (
     Example,
     colourise,
@@ -28,6 +31,7 @@ from visionsft.evaluation.pictures import (
     display,
     error_map,
     overlay,
+    picture_sheet,
     reliability_figure,
 )
 from visionsft.evaluation.robustness import Robustness, measure_robustness
@@ -37,6 +41,8 @@ from visionsft.evaluation.temperature import load_temperature
 from visionsft.evaluation.thresholds import choose_thresholds
 
 __all__ = [
+    "Answers",
+    "ClassificationEvaluation",
     "Counts",
     "DetectionCounts",
     "DetectionErrors",
@@ -46,6 +52,8 @@ __all__ = [
     "Evaluation",
     "Example",
     "Judgement",
+    "LabelIntervals",
+    "LabelThresholds",
     "Metadata",
     "Pair",
     "Robustness",
@@ -55,6 +63,7 @@ __all__ = [
     "bootstrap_detections",
     "break_down_errors",
     "calibrate",
+    "choose_label_thresholds",
     "choose_thresholds",
     "colourise",
     "compare",
@@ -65,11 +74,13 @@ __all__ = [
     "estimate_areas",
     "evaluate",
     "judge",
+    "label_intervals",
     "load_counts",
     "load_detection_counts",
     "load_temperature",
     "measure_robustness",
     "overlay",
+    "picture_sheet",
     "pixel_area",
     "precision_recall_curves",
     "reliability_figure",

@@ -75,6 +75,7 @@ def calibrate(run: Run | str | Path, *, checkpoint: Checkpoint = "best") -> Cali
     from visionsft.training.loading import load_run  # imported late, as in visionsft.evaluation
 
     run = run if isinstance(run, Run) else Run.open(run)
+    run.require_segmentation("a temperature")
     loaded = load_run(run, checkpoint)
     loaded.data.setup("test")
     check_split(loaded.data, "val")

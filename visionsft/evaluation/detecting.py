@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,10 +38,11 @@ from visionsft.evaluation.detection_scores import (
 from visionsft.evaluation.evaluating import WARNINGS, check_split, progress
 from visionsft.evaluation.intervals import Unit
 from visionsft.evaluation.metrics.boxes import ImageBoxes
-from visionsft.evaluation.mistaken import FOUND_IOU, FOUND_SCORE, Mistaken, find_mistakes
+from visionsft.evaluation.mistaken import FOUND_IOU, FOUND_SCORE, Mistaken, find_mistakes, upright
 from visionsft.evaluation.pictures import Rgb, detection_curves_figure, display
 from visionsft.files import atomic_path, sha256, write_text
 from visionsft.models.detections import Detections
+from visionsft.models.rotated import rotated_iou
 from visionsft.runs import Checkpoint, Run, describe_environment
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def evaluate_detector(
     for (item, objects), (found, size) in progress(
         zip(truth, answered, strict=True), f"evaluating {split}", total=len(truth)
     ):
-        counts.add(found, _target(objects), item=item, size=size)
+        counts.add(_as_labelled(found, objects), _target(objects), item=item, size=size)
     iou, score = config.task.match_iou, config.task.match_score
     evaluation = DetectionEvaluation(
         run=run.name,
@@ -137,7 +138,8 @@ def detections_of(
     from visionsft.prediction.slicing import detect_images, detect_tiles, join_bands
 
     data: DetectionDataModule = loaded.data
-    slices = detection_predictor(loaded, DetectionOptions(score=0.0)).usual_slices()
+    options = DetectionOptions(score=0.0)
+    slices = detection_predictor(loaded, options, turned_iou=rotated_iou).usual_slices()
     detector, reader = RunDetector(loaded), data.reader()
     if isinstance(reader, SceneReader):
         for item in items:
@@ -159,9 +161,15 @@ def detections_of(
 
 
 def _target(objects: Objects) -> Target:
-    """Boxes alone: outlines are scored by their boxes here."""
-    upright = Objects(objects.boxes, objects.labels, objects.ignored)
-    return to_target(upright, (0, 0), masks=False)
+    """Boxes alone, upright or turned: outlines are scored by their boxes here."""
+    return to_target(replace(objects, shapes=None), (0, 0), masks=False)
+
+
+def _as_labelled(found: Detections, objects: Objects) -> Detections:
+    """No detections are no turned ones, where the labels are turned."""
+    if objects.turned is None or found.turned is not None:
+        return found
+    return replace(found, turned=torch.empty((0, 5)))
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -180,7 +188,7 @@ def _write(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoin
     false_alarms, misses = find_mistakes(evaluation.counts, limit=SHOWN)
     for name, mistakes, title in (
         ("false_alarms", false_alarms, "the most certain false alarms"),
-        ("misses", misses, f"the largest objects that were missed (score below {FOUND_SCORE} or IoU below {FOUND_IOU})"),
+        ("misses", misses, f"the largest missed objects (score below {FOUND_SCORE} or IoU below {FOUND_IOU})"),
     ):
         _save(_sheet(evaluation, data, mistakes, title), folder / f"{name}.png")
     write_text(
@@ -266,8 +274,8 @@ def _crop(data: DetectionDataModule, item: Item, boxes: ImageBoxes, mistake: Mis
     zoom = max(1, round(2 * CROP / max(picture.shape[:2])))
     size = (picture.shape[1] * zoom, picture.shape[0] * zoom)
     drawn = np.ascontiguousarray(cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST))
-    certain = boxes.found[boxes.scores >= FOUND_SCORE]
-    for group, colour in ((certain, (0, 0, 0)), (boxes.truth, (255, 255, 255)), (mistake.box[None], (220, 30, 0))):
+    certain = upright(boxes.found[boxes.scores >= FOUND_SCORE])
+    for group, colour in ((certain, (0, 0, 0)), (upright(boxes.truth), (255, 255, 255)), (mistake.box[None], (220, 30, 0))):
         for box in ((group - (left, top, left, top)) * zoom).round().astype(int):
             cv2.rectangle(drawn, box[:2].tolist(), box[2:].tolist(), colour, max(1, zoom // 2 + 1))
     return cast(NDArray[np.uint8], drawn)

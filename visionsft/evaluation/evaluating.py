@@ -315,12 +315,12 @@ def _write(
     heading = (
         f"{evaluation.title}\nmean IoU {evaluation.scores.mean_iou:.4f}, {evaluation.scores.pixels:,} pixels"
     )
-    figure = confusion_figure(evaluation.confusion, classes.names, title=_marked(heading, evaluation))
-    _save(figure, folder / "confusion.png")
+    figure = confusion_figure(evaluation.confusion, classes.names, title=marked(heading, evaluation.warning))
+    save_figure(figure, folder / "confusion.png")
     histogram = evaluation.details.reliability.sum(axis=0)
     heading = f"{evaluation.title}\nexpected calibration error {evaluation.details.ece:.4f}"
-    figure = reliability_figure(histogram, classes.names, classes.colours, title=_marked(heading, evaluation))
-    _save(figure, folder / "reliability.png")
+    figure = reliability_figure(histogram, classes.names, classes.colours, title=marked(heading, evaluation.warning))
+    save_figure(figure, folder / "reliability.png")
     _write_worst(evaluation, loaded, dataset, worst)
     report = _report(evaluation, loaded.data, checkpoint) | _areas(evaluation, dataset, classes.names)
     write_text(
@@ -328,7 +328,7 @@ def _write(
     )
 
 
-def _save(figure: Figure, target: Path) -> None:
+def save_figure(figure: Figure, target: Path) -> None:
     with atomic_path(target) as path:
         figure.savefig(path)
 
@@ -405,9 +405,9 @@ def _write_worst(
         for i, prediction in worst
     )
     first = list(islice(examples, WORST))
-    title = _marked(f"{evaluation.title}: the worst {len(first)}\nrule: {RULE}", evaluation)
+    title = marked(f"{evaluation.title}: the worst {len(first)}\nrule: {RULE}", evaluation.warning)
     sheet = contact_sheet(first, names=classes.names, colours=classes.colours, title=title)
-    _save(sheet, evaluation.folder / "worst.png")
+    save_figure(sheet, evaluation.folder / "worst.png")
     indices = [i for i, _ in worst]
     write_gallery(
         evaluation.folder / "gallery",
@@ -439,6 +439,6 @@ def make_example(
     return Example(label, *(each[:height, :width] for each in pictures))
 
 
-def _marked(title: str, evaluation: Evaluation) -> str:
+def marked(title: str, warning: str | None) -> str:
     """The title, under a warning where the split is no evidence."""
-    return f"!! {evaluation.warning.split(':')[0]}\n{title}" if evaluation.warning else title
+    return f"!! {warning.split(':')[0]}\n{title}" if warning else title

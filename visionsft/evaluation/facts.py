@@ -97,6 +97,7 @@ class Facts:
 def read_facts(run: Run | str | Path, *, split: str = "test") -> Facts:
     """Read a run folder that has been evaluated on `split`."""
     run = run if isinstance(run, Run) else Run.open(run)
+    run.require_segmentation("the report")
     folder = run.path / "evaluation" / split
     if not (folder / "scores.json").is_file():
         raise RunError(_say_unevaluated(run, split))

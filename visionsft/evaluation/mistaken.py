@@ -11,6 +11,7 @@ from torchvision.ops import box_iou
 
 from visionsft.evaluation.detection_counts import DetectionCounts
 from visionsft.evaluation.metrics.boxes import ImageBoxes
+from visionsft.models.rotated import enclose, rotated_iou
 
 FOUND_SCORE = 0.3
 """From which on a detection finds an object, here."""
@@ -39,28 +40,33 @@ def find_mistakes(counts: DetectionCounts, *, limit: int) -> tuple[list[Mistaken
     misses: list[Mistaken] = []
     for index, boxes in enumerate(counts.boxes):
         false, missed = _mistakes_of(boxes)
-        alarms += [
-            Mistaken(index, boxes.found[i], int(boxes.labels[i]), float(boxes.scores[i])) for i in false
-        ]
-        misses += [Mistaken(index, boxes.truth[i], int(boxes.truth_labels[i]), None) for i in missed]
+        found, truth = upright(boxes.found), upright(boxes.truth)
+        alarms += [Mistaken(index, found[i], int(boxes.labels[i]), float(boxes.scores[i])) for i in false]
+        misses += [Mistaken(index, truth[i], int(boxes.truth_labels[i]), None) for i in missed]
     alarms.sort(key=lambda each: -(each.score or 0))
     misses.sort(key=lambda each: -float(np.prod(each.box[2:] - each.box[:2])))
     return alarms[:limit], misses[:limit]
+
+
+def upright(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, 4) as it is; of turned ones (N, 5) the boxes around them."""
+    return enclose(torch.from_numpy(boxes)).numpy() if boxes.shape[1] == 5 else boxes
 
 
 def _mistakes_of(boxes: ImageBoxes) -> tuple[list[int], list[int]]:
     """Indices of false alarms among the detections, and of missed ones among the objects."""
     same = boxes.labels[:, None] == boxes.truth_labels[None]
     met = (_iou(boxes.found, boxes.truth) >= FOUND_IOU) & same
-    in_ignored = _share_inside(boxes.found, boxes.ignored) >= FOUND_IOU
+    in_ignored = _share_inside(upright(boxes.found), boxes.ignored) >= FOUND_IOU
     false = np.flatnonzero(~met.any(axis=1) & ~in_ignored)
     missed = np.flatnonzero(~met[boxes.scores >= FOUND_SCORE].any(axis=0))
     return false.tolist(), missed.tolist()
 
 
 def _iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, 4), (M, 4) -> (N, M)"""
-    return box_iou(torch.from_numpy(first), torch.from_numpy(second)).numpy()
+    """(N, 4), (M, 4) -> (N, M); (N, 5) and (M, 5) where boxes are turned."""
+    overlap = rotated_iou if first.shape[1] == 5 else box_iou
+    return overlap(torch.from_numpy(first), torch.from_numpy(second)).numpy()
 
 
 def _share_inside(boxes: NDArray[np.float32], regions: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -115,8 +115,10 @@ def _stripe(picture: Rgb, where: NDArray[np.bool_]) -> Rgb:
 # ---------------------------------------------------------------------------------------- confusion matrix
 
 
-def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str], *, title: str) -> Figure:
-    """Heat map of a ``(K, K)`` confusion matrix (rows = truth), each row in percent of its pixels."""
+def confusion_figure(
+    confusion: NDArray[np.int64], names: Sequence[str], *, title: str, counted: str = "pixels"
+) -> Figure:
+    """Heat map of a ``(K, K)`` confusion matrix (rows = truth), each row in percent of what is counted."""
     count = len(names)
     pixels = confusion.sum(axis=1)
     rows = 100.0 * confusion / np.maximum(pixels, 1)[:, None]
@@ -135,15 +137,17 @@ def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str], *, titl
     axes.grid(which="minor", color="white", linewidth=0.8)
     axes.tick_params(which="both", length=0)
     axes.set_xlabel("predicted class  (· is less than 0.5 %)")
-    axes.set_ylabel("true class  (share of labelled pixels)")
+    axes.set_ylabel(f"true class  (share of labelled {counted})")
     axes.set_title(title, loc="left", fontsize=11)
-    _write_cells(axes, rows, pixels, size=10 if count <= 12 else max(5.0, 72 * side / count * 0.3))
+    _write_cells(axes, rows, pixels, counted, size=10 if count <= 12 else max(5.0, 72 * side / count * 0.3))
     bar = figure.colorbar(shown, ax=axes, fraction=0.5 / size[0], pad=0.2 / size[0], shrink=0.8)
-    bar.set_label("% of the true class's pixels (diagonal = recall)")
+    bar.set_label(f"% of the true class's {counted} (diagonal = recall)")
     return figure
 
 
-def _write_cells(axes: Axes, rows: NDArray[np.float64], pixels: NDArray[np.int64], *, size: float) -> None:
+def _write_cells(
+    axes: Axes, rows: NDArray[np.float64], pixels: NDArray[np.int64], counted: str, *, size: float
+) -> None:
     """A number in each cell that isn't zero; the row of a class without truth says so."""
     for (row, col), value in np.ndenumerate(rows):
         if value > 0:
@@ -153,7 +157,7 @@ def _write_cells(axes: Axes, rows: NDArray[np.float64], pixels: NDArray[np.int64
             cell.set_in_layout(False)  # measuring 900 cells would take most of the time
     for row in np.flatnonzero(pixels == 0).tolist():
         centre = (len(pixels) - 1) / 2
-        axes.text(centre, row, "no pixels in truth", ha="center", va="center", size=size, color="0.45")
+        axes.text(centre, row, f"no {counted} in truth", ha="center", va="center", size=size, color="0.45")
 
 
 # -------------------------------------------------------------------------------------------- reliability
@@ -284,6 +288,21 @@ def contact_sheet(
         handles=_legend_handles(names, colours, errors=any(example.shows_error for example in examples)),
         loc="lower left", ncols=legend_columns, fontsize=9, frameon=False, borderaxespad=0.2,
     )  # fmt: skip
+    return figure
+
+
+def picture_sheet(pictures: Sequence[tuple[str, Rgb]], *, title: str, columns: int = 4) -> Figure:
+    """Pictures of any sizes in rows, each below its caption, whose lines are shortened to fit."""
+    side, caption, heading = 2.6, 0.5, 0.3 + 0.17 * (title.count("\n") + 1)  # inches
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(columns * side, rows * (side + caption) + heading), layout="constrained", dpi=110)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    for index, (text, picture) in enumerate(pictures):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        axes.imshow(picture, interpolation="antialiased")
+        lines = [shorten(line, 40, placeholder="...") for line in text.splitlines()]
+        axes.set_title("\n".join(lines).replace("$", r"\$"), fontsize=7, loc="left")
+        axes.set_axis_off()
     return figure
 
 

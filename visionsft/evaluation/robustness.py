@@ -128,6 +128,7 @@ def measure_robustness(
     from visionsft.training.loading import load_run  # its modules use this package's metrics
 
     run = run if isinstance(run, Run) else Run.open(run)
+    run.require_segmentation("robustness")
     loaded = load_run(run, checkpoint)
     loaded.data.setup("test")
     check_split(loaded.data, split)

@@ -34,6 +34,7 @@ class Samples:
 
 def read_samples(run: Run, split: str, *, unit: Unit = "group") -> Samples:
     """per_sample.npz of an evaluated split, grouped by scene or drive, or each image by itself."""
+    run.require_segmentation("a comparison of samples")
     path = run.path / "evaluation" / split / FILE
     run.scores(split)  # stands for a complete set of files
     try:

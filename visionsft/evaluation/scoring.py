@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visionsft.errors import ConfigError
+from visionsft.evaluation.classifying import ClassificationEvaluation, evaluate_classes
 from visionsft.evaluation.detecting import DetectionEvaluation, evaluate_detector
 from visionsft.evaluation.evaluating import Evaluation, evaluate_segmentation
 from visionsft.evaluation.intervals import Unit
@@ -22,15 +23,22 @@ def evaluate(
     metadata: str | Path | None = None,
     boundaries: bool = False,
     efficiency: bool = False,
-) -> Evaluation | DetectionEvaluation:
+) -> Evaluation | DetectionEvaluation | ClassificationEvaluation:
     """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
 
-    See `evaluate_segmentation` and `evaluate_detector`; the options after `group_by` are for segmentation.
+    See `evaluate_segmentation`, `evaluate_detector` and `evaluate_classes`; the options after `group_by` are for
+    segmentation, `efficiency` for classification, too.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     own = {"slice_by": slice_by, "metadata": metadata, "boundaries": boundaries, "efficiency": efficiency}
     if run.task == "segmentation":
         return evaluate_segmentation(run, split=split, checkpoint=checkpoint, group_by=group_by, **own)  # type: ignore[arg-type]
+    if run.task == "classification":
+        own.pop("efficiency")
     if given := [name for name, value in own.items() if value]:
         raise ConfigError(f"{', '.join(given)}: for segmentation; the task of {run.path} is {run.task}")
+    if run.task == "classification":
+        return evaluate_classes(
+            run, split=split, checkpoint=checkpoint, group_by=group_by, efficiency=efficiency
+        )
     return evaluate_detector(run, split=split, checkpoint=checkpoint, group_by=group_by)

@@ -233,6 +233,7 @@ def choose_thresholds(
     from visionsft.training.loading import load_run  # imported late, as in visionsft.evaluation
 
     run = run if isinstance(run, Run) else Run.open(run)
+    run.require_segmentation("a requirement")
     loaded = load_run(run, checkpoint)
     loaded.data.setup("test")
     names = loaded.data.classes.names

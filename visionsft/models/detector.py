@@ -15,7 +15,6 @@ from visionsft.models.heads.rotated_fcos import RotatedFcosHead
 from visionsft.models.model import FeatureExtractor, build_head, has_one_stride, head_class
 from visionsft.models.pyramid import SimpleFeaturePyramid
 
-
 DETECTION_HEADS: dict[str, type[nn.Module]] = {
     "fcos": FcosHead,
     "retinanet": RetinaNetHead,

@@ -186,8 +186,47 @@ class SegmentationLoss(nn.Module):
             return torch.stack(losses).sum()
 
 
+class ImageLoss(nn.Module):
+    """Cross-entropy of images with one label each: torch's, whose mean weighs each image by its class."""
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor, *, label_smoothing: float = 0.0) -> None:
+        """weights: (K,) float32, one a class."""
+        super().__init__()
+        self.register_buffer("weights", weights, persistent=False)  # recomputed from the data, never restored
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """logits: (B, K) of any float dtype, label: (B,) int64 -> float32 scalar."""
+        return F.cross_entropy(
+            logits.float(), label, weight=self.weights, label_smoothing=self.label_smoothing
+        )
+
+
+class LabelsLoss(nn.Module):
+    """Binary cross-entropy of images with any number of labels: the mean over images and classes.
+
+    The weights count where an image has the class: as much weight as a rare class has, its few images pull.
+    Smoothing moves 0 and 1 towards a half.
+    """
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor, *, label_smoothing: float = 0.0) -> None:
+        """weights: (K,) float32, one a class."""
+        super().__init__()
+        self.register_buffer("weights", weights, persistent=False)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """logits: (B, K) of any float dtype, label: (B, K) float32 of 0 and 1 -> float32 scalar."""
+        target = label * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits.float(), target, pos_weight=self.weights)
+
+
 def class_weights(counts: Tensor, kind: str) -> Tensor:
-    """Weights (K,) float32 of classes with `counts` (K,) pixels; the mean over the classes that occur is 1.
+    """Weights (K,) float32 of classes with `counts` (K,) pixels or images; the mean over the classes that occur is 1.
 
     'none': ones. 'inverse': proportional to 1 / counts (median frequency balancing, Eigen and Fergus 2015).
     'effective': proportional to 1 / (1 - beta ** counts) (Cui et al. 2019) with beta = 1 - 1 / N, where N is

@@ -2,6 +2,7 @@
 
 from visionsft.prediction.detections import DetectionOptions
 from visionsft.prediction.exporting import export_onnx
+from visionsft.prediction.labelling import LabelOptions
 from visionsft.prediction.mapping import SceneOptions, ScenePredictor, predict_scene, scene_bands
 from visionsft.prediction.predicting import Outcome, Predictions, predict, predict_all
 from visionsft.prediction.scenes import Band, blend_tiles, row_bands
@@ -13,6 +14,7 @@ __all__ = [
     "Band",
     "DetectionOptions",
     "FrameOptions",
+    "LabelOptions",
     "Outcome",
     "Predictions",
     "SceneDetections",

@@ -60,7 +60,9 @@ def export_onnx(
     if out.exists() and not overwrite:
         raise WriteError(f"{out}: exists; --overwrite replaces it")
     require("onnxruntime", extra="onnx")  # now, and not after the slow steps
-    loaded = load_run(run if isinstance(run, Run) else Run.open(run), checkpoint)
+    run = run if isinstance(run, Run) else Run.open(run)
+    run.require_segmentation("the export")
+    loaded = load_run(run, checkpoint)
     height, width = size or _training_size(loaded)
     if min(height, width) < 1:
         raise ConfigError(f"size {height} x {width}: height and width, in pixels, are above 0")

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from datamodules import DataError, DetectionDataModule, GeoTiffDataModule
+from visionsft.config import ClassificationConfig
 from visionsft.errors import ConfigError
 from visionsft.evaluation.evaluating import progress
+from visionsft.models.rotated import rotated_iou
 from visionsft.prediction.detections import (
     DetectionOptions,
     FrameDetectionPredictor,
@@ -23,6 +25,7 @@ from visionsft.prediction.detections import (
     detection_predictor,
 )
 from visionsft.prediction.inputs import check_targets, find_inputs
+from visionsft.prediction.labelling import LabelOptions, label_files
 from visionsft.prediction.mapping import SceneOptions, ScenePredictor
 from visionsft.prediction.stills import FrameOptions, StillPredictor
 from visionsft.runs import Run
@@ -59,7 +62,7 @@ class Predictions:
 
     @property
     def files(self) -> list[Path]:
-        return [file for outcome in self.outcomes for file in outcome.files]
+        return list(dict.fromkeys(file for outcome in self.outcomes for file in outcome.files))
 
     @property
     def failed(self) -> dict[str, str]:
@@ -98,19 +101,21 @@ def predict(
     scenes: SceneOptions = SceneOptions(),  # noqa: B008 (frozen)
     frames: FrameOptions = FrameOptions(),  # noqa: B008 (frozen)
     objects: DetectionOptions = DetectionOptions(),  # noqa: B008 (frozen)
+    labels: LabelOptions = LabelOptions(),  # noqa: B008 (frozen)
     engine: Engine = "local",
 ) -> list[Path]:
     """Write the class map of every input into the folder `out`; returns the files, in input order.
 
     inputs: files, folders (what lies directly in them), globs, .txt lists of them, and paths that GDAL fetches.
+    Of a classification run the one file is a table of all inputs, see `visionsft.prediction.labelling`.
     resume: keep finished results that exist. scenes, frames: what a segmentation run makes of GeoTIFFs, and of
-    pictures and videos; objects: what a detection run makes of either.
+    pictures and videos; objects: what a detection run makes of either; labels: what a classification run says.
     engine: 'ray' spreads scenes and row bands of large ones over a Ray cluster. An input that can't be used doesn't
     keep the others from being predicted; a DataError names all such inputs at the end.
     """
     predictions = predict_all(
         run, inputs, out, overwrite=overwrite, resume=resume, overlay=overlay, scenes=scenes, frames=frames,
-        objects=objects, engine=engine,
+        objects=objects, labels=labels, engine=engine,
     )  # fmt: skip
     predictions.check()
     return predictions.files
@@ -127,14 +132,22 @@ def predict_all(
     scenes: SceneOptions = SceneOptions(),  # noqa: B008 (frozen)
     frames: FrameOptions = FrameOptions(),  # noqa: B008 (frozen)
     objects: DetectionOptions = DetectionOptions(),  # noqa: B008 (frozen)
+    labels: LabelOptions = LabelOptions(),  # noqa: B008 (frozen)
     engine: Engine = "local",
 ) -> Predictions:
     """As `predict`, but inputs that fail raise nothing: they are among the outcomes."""
     from visionsft.training.loading import load_run  # imported late, as in visionsft.evaluation
 
     run = run if isinstance(run, Run) else Run.open(run)
-    predictor = _predictor(load_run(run, "best"), overlay, scenes, frames, objects, engine)
     given = [inputs] if isinstance(inputs, str | Path) else inputs
+    loaded = load_run(run, "best")
+    if isinstance(loaded.config, ClassificationConfig):
+        wanted = {"resume": resume, "overlay": overlay, "engine": engine != "local"}
+        _refuse_maps(wanted, scenes, frames, objects)
+        return _label(loaded, given, Path(out), labels, overwrite=overwrite)
+    if given_labels := _changed(labels):
+        raise ConfigError(f"{given_labels}: for classification; this run's task is {run.task}")
+    predictor = _predictor(loaded, overlay, scenes, frames, objects, engine)
     paths = find_inputs(given, suffixes=predictor.suffixes, whole_folders=frames.drives)
     targets = {path: predictor.targets(path, Path(out)) for path in paths}
     check_targets(targets, overwrite=overwrite, resume=resume)
@@ -162,7 +175,7 @@ def _predictor(
         names = [_changed(scenes), _changed(frames), "engine" if engine != "local" else ""]
         if said := ", ".join(filter(None, names)):
             raise ConfigError(f"{said}: for class maps; this run was trained to detect objects")
-        return detection_predictor(loaded, objects, overlay=overlay, turned_iou=overlap_of_turned)
+        return detection_predictor(loaded, objects, overlay=overlay, turned_iou=rotated_iou)
     if given := _changed(objects):
         raise ConfigError(f"{given}: for detection; this run was trained to make class maps")
     if isinstance(loaded.data, GeoTiffDataModule):
@@ -176,7 +189,33 @@ def _predictor(
     return StillPredictor(loaded, frames, overlay=overlay)
 
 
-def _changed(options: SceneOptions | FrameOptions | DetectionOptions) -> str:
+def _refuse_maps(
+    wanted: Mapping[str, bool], *others: SceneOptions | FrameOptions | DetectionOptions
+) -> None:
+    """A classification run makes one table and no maps."""
+    names = [*(name for name, value in wanted.items() if value), *map(_changed, others)]
+    if given := ", ".join(filter(None, names)):
+        raise ConfigError(f"{given}: for maps; this run is of classification, and gives one table")
+
+
+def _label(
+    loaded: LoadedRun, inputs: Sequence[str | Path], out: Path, options: LabelOptions, *, overwrite: bool
+) -> Predictions:
+    """One table of all inputs; each one's outcome says its most probable class."""
+    table, labelled = label_files(loaded, inputs, out, options=options, overwrite=overwrite)
+    names = loaded.data.classes.names
+    outcomes = []
+    for each in labelled:
+        if each.probabilities is None:
+            outcomes.append(Outcome(each.path, (), each.seconds, each.problem))
+        else:
+            best = int(each.probabilities.argmax())
+            remark = f"{names[best]} {each.probabilities[best]:.3f}"
+            outcomes.append(Outcome(each.path, (table,), each.seconds, remark=remark))
+    return Predictions(tuple(outcomes), out)
+
+
+def _changed(options: SceneOptions | FrameOptions | DetectionOptions | LabelOptions) -> str:
     """Names of the options that aren't as by default."""
     plain = type(options)()
     return ", ".join(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from backbones import merge_lora
-from datamodules import Normalisation
+from datamodules import ClassificationDataModule, Normalisation
 from visionsft import build
 from visionsft.config import Config, LoraStrategy
 from visionsft.errors import RunError
@@ -25,8 +25,8 @@ class LoadedRun:
     """A trained model with what it needs to be used as it was trained."""
 
     model: Any
-    """A SegmentationModel or DetectionModel, in eval mode; with the moving average of the weights where one was
-    kept; LoRA adapters merged."""
+    """A SegmentationModel, a ClassificationModel or a DetectionModel; in eval mode, with the moving average of the
+    weights where one was kept; LoRA adapters merged."""
     config: Config
     run: Run
     precision: torch.dtype | None
@@ -51,6 +51,8 @@ class LoadedRun:
         """
         card = self.run.read_json("data.json")
         data = build.build_data(self.config)
+        if isinstance(data, ClassificationDataModule):
+            data.set_class_names(card["classes"])
         data.bands, data.dtype = tuple(card["bands"]), np.dtype(card["dtype"])
         data.normalisation = Normalisation(*(tuple(card["normalisation"][name]) for name in ("mean", "std")))
         return data

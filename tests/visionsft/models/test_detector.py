@@ -22,6 +22,8 @@ from visionsft.errors import ConfigError
 from visionsft.models.detector import DetectionModel, create_detector
 from visionsft.models.heads.detection import centred_in, mostly_in
 
+UPRIGHT = ("fcos", "retinanet", "faster_rcnn", "mask_rcnn")
+
 CLASSES, WIDTH = 3, 64
 RATIOS = (0.25, 1.0, 4.0)  # whose sides are whole numbers, as torchvision's anchors are
 ANCHORED = ("retinanet", "faster_rcnn", "mask_rcnn")

@@ -1,6 +1,20 @@
 """Metrics: pure functions on arrays, and torchmetrics classes around them."""
 
 from visionsft.evaluation.metrics.boxes import BoxTable, ImageBoxes
+from visionsft.evaluation.metrics.classification import (
+    LABEL_DEFINITIONS,
+    ClassificationScores,
+    LabelAnswers,
+    LabelScore,
+    average_precision,
+    best_thresholds,
+    class_average_precisions,
+    decide,
+    label_counts,
+    one_hot,
+    summarise_labels,
+    top_hits,
+)
 from visionsft.evaluation.metrics.detection import AveragePrecision, average_precisions, largest_recalls
 from visionsft.evaluation.metrics.detection_curves import DetectionCurve, OperatingScore, detection_curve
 from visionsft.evaluation.metrics.matching import Matches, match_detections
@@ -21,25 +35,37 @@ from visionsft.evaluation.metrics.segmentation import (
 
 __all__ = [
     "DEFINITIONS",
+    "LABEL_DEFINITIONS",
     "AveragePrecision",
     "BoxTable",
     "ClassScore",
+    "ClassificationScores",
     "DetectionCurve",
     "ImageBoxes",
+    "LabelAnswers",
+    "LabelScore",
     "Matches",
     "OperatingScore",
     "SegmentationConfusion",
     "SegmentationScores",
+    "average_precision",
     "average_precisions",
+    "best_thresholds",
+    "class_average_precisions",
     "class_fractions",
     "class_scores",
     "confusion_matrix",
+    "decide",
     "detection_curve",
+    "label_counts",
     "largest_recalls",
     "marginal_counts",
     "match_detections",
     "mean_iou",
+    "one_hot",
     "predict_classes",
     "summarise",
+    "summarise_labels",
+    "top_hits",
     "total_scores",
 ]

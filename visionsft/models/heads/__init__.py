@@ -6,6 +6,7 @@ from torch import nn
 
 from visionsft.models.heads.fpn import FpnHead
 from visionsft.models.heads.linear import LinearHead
+from visionsft.models.heads.pooled import PooledLinearHead, PooledMlpHead
 from visionsft.models.heads.segformer import SegformerHead
 from visionsft.models.heads.unet import UnetHead
 from visionsft.models.heads.upernet import UperNetHead
@@ -19,4 +20,17 @@ HEADS: dict[str, type[nn.Module]] = {
 }
 """Built-in heads by their name in a config; called with (channels, strides, num_classes, *, options)."""
 
-__all__ = ["HEADS", "FpnHead", "LinearHead", "SegformerHead", "UnetHead", "UperNetHead"]
+IMAGE_HEADS: dict[str, type[nn.Module]] = {"linear": PooledLinearHead, "mlp": PooledMlpHead}
+"""Built-in heads that classify whole images, called likewise: feature maps -> (B, num_classes)."""
+
+__all__ = [
+    "HEADS",
+    "IMAGE_HEADS",
+    "FpnHead",
+    "LinearHead",
+    "PooledLinearHead",
+    "PooledMlpHead",
+    "SegformerHead",
+    "UnetHead",
+    "UperNetHead",
+]
