@@ -275,7 +275,9 @@ def _crop(data: DetectionDataModule, item: Item, boxes: ImageBoxes, mistake: Mis
     size = (picture.shape[1] * zoom, picture.shape[0] * zoom)
     drawn = np.ascontiguousarray(cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST))
     certain = upright(boxes.found[boxes.scores >= FOUND_SCORE])
-    for group, colour in ((certain, (0, 0, 0)), (upright(boxes.truth), (255, 255, 255)), (mistake.box[None], (220, 30, 0))):
+    truth = upright(boxes.truth)
+    layers = ((certain, (0, 0, 0)), (truth, (255, 255, 255)), (mistake.box[None], (220, 30, 0)))
+    for group, colour in layers:
         for box in ((group - (left, top, left, top)) * zoom).round().astype(int):
             cv2.rectangle(drawn, box[:2].tolist(), box[2:].tolist(), colour, max(1, zoom // 2 + 1))
     return cast(NDArray[np.uint8], drawn)
