@@ -58,8 +58,10 @@ def test_turned_boxes_stay_exact_under_turns_and_flips(element, angle, width, he
     assert found[0, 2:4].tolist() == pytest.approx([width, height], rel=1e-4)
     assert -np.pi / 2 <= found[0, 4] < np.pi / 2
     expected = placement.points(turned_corners(turned)[0])
-    apart = polygon(expected).symmetric_difference(polygon(turned_corners(found)[0])).area
-    assert apart < 1e-3 * (1 + width * height)
+    # by corners: the symmetric difference of nearly equal polygons may come out as both of them
+    apart = np.linalg.norm(expected[:, None] - turned_corners(found)[0], axis=-1)
+    assert apart.min(axis=0).max() < 1e-3
+    assert apart.min(axis=1).max() < 1e-3
 
 
 def test_turned_corners_are_those_of_opencv():

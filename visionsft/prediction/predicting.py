@@ -13,8 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from datamodules import DataError, DetectionDataModule, GeoTiffDataModule
-from visionsft.config import ClassificationConfig
+from datamodules import ClassificationDataModule, DataError, DetectionDataModule, GeoTiffDataModule
 from visionsft.errors import ConfigError
 from visionsft.evaluation.evaluating import progress
 from visionsft.models.rotated import rotated_iou
@@ -141,7 +140,7 @@ def predict_all(
     run = run if isinstance(run, Run) else Run.open(run)
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     loaded = load_run(run, "best")
-    if isinstance(loaded.config, ClassificationConfig):
+    if isinstance(loaded.data, ClassificationDataModule):
         wanted = {"resume": resume, "overlay": overlay, "engine": engine != "local"}
         _refuse_maps(wanted, scenes, frames, objects)
         return _label(loaded, given, Path(out), labels, overwrite=overwrite)

@@ -112,10 +112,15 @@ def configure(folder: Path, layout: str, kind: str, head: dict[str, Any], data: 
     [
         ("csv", "detection", {"name": "fcos", "convs": 1}, {"images": "{split}"}),
         ("csv", "detection", {"name": "retinanet", "convs": 1}, {"images": "{split}"}),
-        ("dota", "detection", {"name": "rotated_fcos", "convs": 1}, {"images": "images/{split}/*.png", "labels": "labelTxt/{split}/{name}.txt"}),
+        (
+            "dota",
+            "detection",
+            {"name": "rotated_fcos", "convs": 1},
+            {"images": "images/{split}/*.png", "labels": "labelTxt/{split}/{name}.txt"},
+        ),
         ("coco", "instance_segmentation", {"name": "mask_rcnn", "hidden": 64}, {}),
     ],
-)  # fmt: skip
+)
 def test_from_configuration_to_files(
     tmp_path: Path, layout: str, kind: str, head: dict[str, Any], data: dict[str, Any]
 ) -> None:

@@ -29,7 +29,7 @@ def config_of(make: Make, values: dict[str, Any], name: str = "run", **strategy:
 
 
 def assemble(config: Config) -> CachedData:
-    task, data = fitting._assemble(config, pretrained=True)
+    task, data, _ = fitting._assemble(config, pretrained=True)
     cached = build.build_cache(config, task, data)
     assert isinstance(cached, CachedData)
     return cached
@@ -135,7 +135,7 @@ def test_too_little_space_is_said_before_the_first_shard(
 ) -> None:
     monkeypatch.setattr(files, "free_bytes", lambda folder: 1000)
     config = config_of(make, values)
-    task, data = fitting._assemble(config, pretrained=True)
+    task, data, _ = fitting._assemble(config, pretrained=True)
     assert build.build_cache(config, task, data) is data
     assert "0.00 GB are free" in capsys.readouterr().out
 
@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_written(
 
 def test_the_limit_is_kept(values: dict[str, Any], make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_of(make, values, cache_limit=1e-5)
-    task, data = fitting._assemble(config, pretrained=True)
+    task, data, _ = fitting._assemble(config, pretrained=True)
     assert build.build_cache(config, task, data) is data
     assert "strategy.cache_limit is 1e-05 GB" in capsys.readouterr().out
     assert not shards_of(values)
@@ -159,7 +159,7 @@ def test_the_limit_is_kept(values: dict[str, Any], make: Make, capsys: pytest.Ca
 
 def test_auto_repeats_no_sample_unasked(values: dict[str, Any], make: Make) -> None:
     config = config_of(make, values, cache="auto", views=None)
-    task, data = fitting._assemble(config, pretrained=True)
+    task, data, _ = fitting._assemble(config, pretrained=True)
     assert build.build_cache(config, task, data) is data
     assert isinstance(assemble(config_of(make, values, cache="auto", views=1)), CachedData)
 
