@@ -122,7 +122,11 @@ def train(config: Any, model: FCOS, data: Any, epochs: int) -> tuple[nn.Module, 
     optimizer = torch.optim.AdamW(groups, fused=True)
     average = AveragedModel(
         model,
-        avg_fn=lambda old, new, n: old.lerp(new, 1 - min(config.trainer.ema, (1 + n) / (10 + n))),
+        avg_fn=lambda old, new, n: (
+            old.lerp(new, 1 - min(config.trainer.ema, float((1 + n) / (10 + n))))
+            if old.is_floating_point()
+            else new
+        ),
         use_buffers=True,
     )
     dtype, total = DTYPES[build.build_precision(config)], epochs * len(loader)
