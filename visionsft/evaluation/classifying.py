@@ -22,12 +22,19 @@ from torch import Tensor
 from datamodules import ClassificationDataModule
 from datamodules.batch import Item
 from datamodules.labelled import LabelledSample
-from datamodules.statistics import fingerprint
 from visionsft.config import ClassificationConfig
 from visionsft.errors import RunError
 from visionsft.evaluation.counts import FILE
 from visionsft.evaluation.efficiency import Efficiency, measure
-from visionsft.evaluation.evaluating import WARNINGS, WORST, check_split, marked, progress, save_figure
+from visionsft.evaluation.evaluating import (
+    WARNINGS,
+    WORST,
+    check_split,
+    describe_source,
+    marked,
+    progress,
+    save_figure,
+)
 from visionsft.evaluation.intervals import Unit
 from visionsft.evaluation.label_intervals import LabelIntervals, label_intervals
 from visionsft.evaluation.label_thresholds import (
@@ -46,10 +53,10 @@ from visionsft.evaluation.metrics import (
     summarise_labels,
 )
 from visionsft.evaluation.pictures import confusion_figure, display, picture_sheet
-from visionsft.files import atomic_path, sha256, write_text
+from visionsft.files import atomic_path, write_text
 from visionsft.models.inference import compute_logits
 from visionsft.models.views import average_labels
-from visionsft.runs import Checkpoint, Run, describe_environment
+from visionsft.runs import Checkpoint, Run
 
 if TYPE_CHECKING:
     from visionsft.training.loading import LoadedRun
@@ -332,7 +339,7 @@ def _report(
     evaluation: ClassificationEvaluation, data: ClassificationDataModule, checkpoint: Path
 ) -> dict[str, Any]:
     """The content of scores.json."""
-    items, answers = data.items[evaluation.split], evaluation.answers
+    answers = evaluation.answers
     facts = {
         "classes": data.classes.names,
         "bands": data.bands,
@@ -341,17 +348,9 @@ def _report(
     thresholds = evaluation.thresholds
     return {
         "task": "classification",
-        "run": evaluation.run,
-        "split": evaluation.split,
-        "warning": evaluation.warning,
-        "checkpoint": {
-            "name": evaluation.checkpoint,
-            "file": checkpoint.name,
-            "sha256": sha256(checkpoint),
-        },
+        **describe_source(evaluation, data, checkpoint, facts=facts),
         "samples": len(answers.items),
         "groups": len({item.group for item in answers.items}),
-        "classes": list(answers.classes),
         "scores": evaluation.scores.as_dict(),
         "intervals": evaluation.intervals.as_dict(),
         "definitions": LABEL_DEFINITIONS,
@@ -359,12 +358,5 @@ def _report(
         "thresholds": None
         if thresholds is None
         else dict(zip(answers.classes, thresholds.tolist(), strict=True)),
-        "data": {
-            "root": str(data.root),
-            "fingerprint": fingerprint(items, root=data.root, facts=facts),
-            "bands": list(data.bands),
-            "skipped": [list(pair) for pair in data.skipped],
-        },
         "efficiency": evaluation.efficiency and evaluation.efficiency.as_dict(),
-        "environment": describe_environment(),
     }

@@ -23,7 +23,6 @@ from datamodules import Item
 from datamodules.detection import DetectionDataModule
 from datamodules.objects import Objects, Target
 from datamodules.scenes import SceneReader
-from datamodules.statistics import fingerprint
 from datamodules.views import to_target
 from visionsft.config import DetectionConfig
 from visionsft.evaluation.answers import RegionSource
@@ -35,15 +34,21 @@ from visionsft.evaluation.detection_scores import (
     precision_recall_curves,
     score_detections,
 )
-from visionsft.evaluation.evaluating import WARNINGS, check_split, progress
+from visionsft.evaluation.evaluating import (
+    WARNINGS,
+    check_split,
+    describe_source,
+    progress,
+    save_figure,
+)
 from visionsft.evaluation.intervals import Unit
 from visionsft.evaluation.metrics.boxes import ImageBoxes
 from visionsft.evaluation.mistaken import FOUND_IOU, FOUND_SCORE, Mistaken, find_mistakes, upright
 from visionsft.evaluation.pictures import Rgb, detection_curves_figure, display
-from visionsft.files import atomic_path, sha256, write_text
+from visionsft.files import write_text
 from visionsft.models.detections import Detections
 from visionsft.models.rotated import rotated_iou
-from visionsft.runs import Checkpoint, Run, describe_environment
+from visionsft.runs import Checkpoint, Run
 
 if TYPE_CHECKING:
     from visionsft.training.loading import LoadedRun
@@ -184,50 +189,29 @@ def _write(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoin
     curves = precision_recall_curves(evaluation.counts)
     colours = dict(zip(names, data.classes.colours.tolist(), strict=True))
     heading = f"{evaluation.title}\nmAP {evaluation.scores.map:.4f}, AP50 {evaluation.scores.ap50:.4f}"
-    _save(detection_curves_figure(curves, colours, title=heading), folder / "curves.png")
+    save_figure(detection_curves_figure(curves, colours, title=heading), folder / "curves.png")
     false_alarms, misses = find_mistakes(evaluation.counts, limit=SHOWN)
     for name, mistakes, title in (
         ("false_alarms", false_alarms, "the most certain false alarms"),
         ("misses", misses, f"the largest missed objects (score below {FOUND_SCORE} or IoU below {FOUND_IOU})"),
     ):
-        _save(_sheet(evaluation, data, mistakes, title), folder / f"{name}.png")
+        save_figure(_sheet(evaluation, data, mistakes, title), folder / f"{name}.png")
     write_text(
         folder / "scores.json",
         json.dumps(_report(evaluation, data, checkpoint), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
     )
 
 
-def _save(figure: Figure, target: Path) -> None:
-    with atomic_path(target) as path:
-        figure.savefig(path)
-
-
 def _report(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoint: Path) -> dict[str, Any]:
     """The content of scores.json."""
-    items = data.items[evaluation.split]
     facts = {"classes": [(spec.name, spec.values) for spec in data.classes.specs], "bands": data.bands}
     return {
-        "run": evaluation.run,
-        "split": evaluation.split,
-        "warning": evaluation.warning,
-        "checkpoint": {
-            "name": evaluation.checkpoint,
-            "file": checkpoint.name,
-            "sha256": sha256(checkpoint),
-        },
+        **describe_source(evaluation, data, checkpoint, facts=facts),
         "samples": len(evaluation.counts),
         "groups": len(set(evaluation.counts.groups)),
-        "classes": list(data.classes.names),
         "scores": evaluation.scores.as_dict(),
         "intervals": evaluation.intervals.as_dict(),
         "definitions": DETECTION_DEFINITIONS,
-        "data": {
-            "root": str(data.root),
-            "fingerprint": fingerprint(items, root=data.root, facts=facts),
-            "bands": list(data.bands),
-            "skipped": [list(pair) for pair in data.skipped],
-        },
-        "environment": describe_environment(),
     }
 
 

@@ -11,11 +11,11 @@ import csv
 import heapq
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -342,17 +342,11 @@ def _write_csv(path: Path, confusion: NDArray[np.int64], names: Sequence[str]) -
 
 def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Path) -> dict[str, Any]:
     """The content of scores.json."""
-    items = data.items[evaluation.split]
     facts = {"classes": [(spec.name, spec.values) for spec in data.classes.specs], "bands": data.bands}
-    digest = sha256(checkpoint)
     return {
-        "run": evaluation.run,
-        "split": evaluation.split,
-        "warning": evaluation.warning,
-        "checkpoint": {"name": evaluation.checkpoint, "file": checkpoint.name, "sha256": digest},
+        **describe_source(evaluation, data, checkpoint, facts=facts),
         "samples": len(evaluation.counts.items),
         "groups": len({item.group for item in evaluation.counts.items}),
-        "classes": list(data.classes.names),
         "scores": evaluation.scores.as_dict(),
         "intervals": {
             **evaluation.intervals.as_dict(),
@@ -363,13 +357,44 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
         "definitions": DEFINITIONS,
         "confusion": evaluation.confusion.tolist(),
         **evaluation.details.describe(data.classes.names),
+        "efficiency": evaluation.efficiency and evaluation.efficiency.as_dict(),
+    }
+
+
+class Judged(Protocol):
+    """What the evaluations of all tasks say of themselves."""
+
+    @property
+    def run(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def checkpoint(self) -> str: ...
+    @property
+    def warning(self) -> str | None: ...
+
+
+def describe_source(
+    evaluation: Judged, data: DataModule, checkpoint: Path, *, facts: Mapping[str, object]
+) -> dict[str, Any]:
+    """What scores.json says of any task's run, weights, data and machine; facts: see `fingerprint`."""
+    items = data.items[evaluation.split]
+    return {
+        "run": evaluation.run,
+        "split": evaluation.split,
+        "warning": evaluation.warning,
+        "checkpoint": {
+            "name": evaluation.checkpoint,
+            "file": checkpoint.name,
+            "sha256": sha256(checkpoint),
+        },
+        "classes": list(data.classes.names),
         "data": {
             "root": str(data.root),
             "fingerprint": fingerprint(items, root=data.root, facts=facts),
             "bands": list(data.bands),
             "skipped": [list(pair) for pair in data.skipped],
         },
-        "efficiency": evaluation.efficiency and evaluation.efficiency.as_dict(),
         "environment": describe_environment(),
     }
 
