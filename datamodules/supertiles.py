@@ -30,6 +30,9 @@ LANES = 4
 OPEN = 8
 """Super-tiles from which a batch is mixed; at least LEAST."""
 LEAST = 4
+DENSITY = 1.5
+"""Windows per area of the ground that is read in an epoch far too short to see all of it: unpacking costs more
+than cutting, and the rest is seen in other epochs."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,9 @@ class SuperTilePlan(WindowPlan):
         edges = np.cumsum(counts[shuffled].prod(axis=1))
         total = int(edges[-1])
         share = windows * self.size[0] * self.size[1] / max(float(self.area.sum()), 1.0)
-        number = min(total, max(int(np.ceil(share * total)), self.lanes * self.open))
+        share = min(share, 1.0)
+        density = share + (1 - share) * DENSITY
+        number = min(total, max(int(np.ceil(share * total / density)), self.lanes * self.open))
         chosen = np.unique(((rng.random() + np.arange(number)) * total / number).astype(np.int64))
         owner = np.searchsorted(edges, chosen, side="right")
         tiles = []
@@ -297,8 +302,8 @@ class SuperTilePlan(WindowPlan):
         rounds = min(map(len, streams)) // self.batch_size
         whole = rounds * self.batch_size
         head = [stream[:whole].reshape(rounds, self.batch_size) for stream in streams]
-        rest = np.concatenate([stream[whole:] for stream in streams])
-        return np.concatenate([np.stack(head, axis=1).ravel(), rng.permutation(rest)])
+        # lane by lane: what is mixed of all lanes would be read by all processes
+        return np.concatenate([np.stack(head, axis=1).ravel(), *(stream[whole:] for stream in streams)])
 
     def _mixed(self, groups: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
         """The members of groups: the first ones, `open` at most, evenly mixed, then the next ones."""
@@ -397,8 +402,10 @@ class SuperTiles:
         assert item.window is not None
         row, col = item.window.row - shared.window.row, item.window.col - shared.window.col
         inside = np.s_[row : row + item.window.height, col : col + item.window.width]
-        # copies: whoever gets a sample may change it
-        return RawSample(raw.values[:, *inside].copy(), raw.valid[inside].copy(), raw.mask[inside].copy())
+        # whoever gets a sample may change what is small; pixels are copied by what is done to them
+        values = raw.values[:, *inside]
+        values.flags.writeable = False
+        return RawSample(values, raw.valid[inside].copy(), raw.mask[inside].copy())
 
     def _tile(self, item: Item) -> RawSample:
         if self._process != os.getpid():
