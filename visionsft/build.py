@@ -200,7 +200,8 @@ def _build_classification(
     wanted = config.task
     weights = class_weights(torch.from_numpy(data.statistics.class_counts), wanted.class_weights)
     loss = (LabelsLoss if wanted.multi_label else ImageLoss)(weights, label_smoothing=wanted.label_smoothing)
-    return (MultiLabelModule if wanted.multi_label else ClassificationModule)(model, loss, **common)
+    module = MultiLabelModule if wanted.multi_label else ClassificationModule
+    return module(model, loss, mixup=wanted.mixup, **common)
 
 
 def build_cache(

@@ -197,6 +197,11 @@ class ClassificationTask(_Task):
         "'effective' the effective number of samples (Cui et al. 2019); multi_label: they weigh what an image has",
     )
     label_smoothing: Fraction = 0.0
+    mixup: Amount = Field(
+        default=0.0,
+        description="training images are mixed in pairs, by a share drawn from Beta(mixup, mixup) (Zhang et al. 2018); "
+        "0.2 is usual, 0 switches it off",
+    )
 
 
 # ------------------------------------------------------------------------------------ backbone

@@ -35,14 +35,17 @@ class ClassificationModule(Task):
         loss: nn.Module,
         *,
         class_names: Sequence[str],
+        mixup: float = 0.0,
         optimization: Optimization | None = None,
         channels_last: bool = True,
         seed: int = 0,
     ) -> None:
+        """mixup: parameter of the Beta distribution of the shares in which images are mixed; 0: they aren't."""
         super().__init__(
             model, class_names=class_names, optimization=optimization, channels_last=channels_last, seed=seed
         )
         self.loss = loss
+        self.mixup = mixup
         self.answers = LabelAnswers()
 
     def forward(self, image: Tensor) -> Tensor:
@@ -57,8 +60,14 @@ class ClassificationModule(Task):
         return labelled_to_device(batch, device)
 
     def training_step(self, batch: LabelledBatch, index: int) -> Tensor:
-        """The loss of one batch."""
-        return self.log_loss(self.loss(self(batch["image"]), batch["label"]), batch["item"], index)
+        """The loss of one batch; with mixup (Zhang et al. 2018) of each image mixed with another one of it."""
+        image, label = batch["image"], batch["label"]
+        if not self.mixup:
+            return self.log_loss(self.loss(self(image), label), batch["item"], index)
+        share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+        logits = self(image.lerp(image.flip(0), 1 - share))
+        loss = share * self.loss(logits, label) + (1 - share) * self.loss(logits, label.flip(0))
+        return self.log_loss(loss, batch["item"], index)
 
     def on_validation_epoch_start(self) -> None:
         self.answers.reset()
