@@ -196,6 +196,14 @@ class SceneModule(DataModule):
         self._check_inputs(items, SceneReader({path: scene}))
         return scene
 
+    def grid_of(self, item: Item) -> Grid:
+        """Where the pixels of an item of `items` lie on the ground."""
+        return self._reader().grid(item)
+
+    def footprint_of(self, item: Item) -> np.ndarray:
+        """(h, w) bool: a coarse picture of an item's valid pixels."""
+        return self._reader().read_footprint(item)
+
     def _prediction_reader(self, paths: Sequence[str | Path]) -> tuple[list[Item], SceneReader]:
         """Whole files without labels, in the order given, bands found by name."""
         if not hasattr(self, "bands"):
