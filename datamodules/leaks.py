@@ -6,19 +6,25 @@ numbers, not errors. Names and ground are looked at each time; pixels and labels
 
 from __future__ import annotations
 
+import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 
-from datamodules.batch import Item
-from datamodules.datamodule import DataModule
+from datamodules.batch import IGNORE, Item, Window
+from datamodules.datamodule import DataModule, SegmentationDataModule
+from datamodules.errors import DataError
+from datamodules.lookalikes import SIDE, Looks, find_identical, find_twins, look_at, shrink
 from datamodules.overlaps import Ground, Points, holds, lattice
-from datamodules.scenes import SceneModule
+from datamodules.scenes import READ_SIDE, SceneModule
+from datamodules.tiling import spread
 
 Kind = Literal["ground", "near", "drive", "neighbour", "identical", "duplicate", "contradiction"]
 
@@ -29,7 +35,13 @@ NEIGHBOURS = 30
 SHOWN = 5
 """Examples at most of a finding."""
 LOOKED_AT = 64
-"""Points a side at which two scenes' common ground is looked at for valid pixels."""
+"""Points a side at which two scenes' common ground is looked at for valid pixels, and a window of it for labels."""
+CONTRADICTING = 0.05
+"""Share of common labelled ground from which on labels contradict: less may be edges that are drawn otherwise."""
+COMPARED = 20
+"""Scenes at most with whose labels one scene's are compared."""
+LARGEST_READ = 2048
+"""Side in pixels of what is read at once of a scene that is much finer than the other."""
 
 _LAST_NUMBER = re.compile(r"^(.*?)(\d+)(\D*)$")
 
@@ -79,23 +91,32 @@ def find_leaks(module: DataModule, *, hashes: bool) -> list[Leak]:
     if not module.items:
         module.scan()
     leaks = find_shared_drives(module.items)
-    if isinstance(module, SceneModule):
-        leaks += _find_shared_ground(module)
+    ground = _Scenes(module) if isinstance(module, SceneModule) else None
+    if ground is not None:
+        leaks += ground.find_shared_ground()
+    if hashes:
+        leaks += find_same_pictures(module.items, ground.thumbnail if ground else _frame_thumbnail)
+    if hashes and ground is not None and isinstance(module, SegmentationDataModule):
+        leaks += ground.find_contradictions()
     return leaks
 
 
 def describe(leaks: Sequence[Leak]) -> list[str]:
-    """A line for each pair of splits that leaks."""
+    """A line for each pair of splits that leaks, and one for each in which labels contradict."""
     texts: dict[tuple[str, str], list[str]] = defaultdict(list)
+    lines = []
     for leak in leaks:
-        texts[leak.splits].append(leak.text)
-    return [f"{first} leaks into {second}: {'; '.join(found)}" for (first, second), found in texts.items()]
+        if leak.kind == "contradiction":
+            lines.append(leak.text)
+        else:
+            texts[leak.splits].append(leak.text)
+    return [f"{first} leaks into {second}: {'; '.join(found)}" for (first, second), found in texts.items()] + lines
 
 
 # -------------------------------------------------------------------------------------- drives
 
 
-def find_shared_drives(splits: dict[str, list[Item]]) -> list[Leak]:
+def find_shared_drives(splits: Mapping[str, Sequence[Item]]) -> list[Leak]:
     """Drives in two splits, and how near their frames come; of items whose group isn't just themselves."""
     leaks = []
     for first, second in PAIRS:
@@ -169,69 +190,146 @@ def _by_number(items: Sequence[Item]) -> dict[tuple[str, str], dict[int, Item]]:
     return found
 
 
-# -------------------------------------------------------------------------------------- ground
+# ------------------------------------------------------------------------------------ pictures
 
 
-def _find_shared_ground(module: SceneModule) -> list[Leak]:
-    """Items with a CRS that show the same ground, or ground less than a chip away."""
-    pairs = [(split, item) for split, group in module.items.items() for item in group]
-    grids = [module.grid_of(item) for _, item in pairs]
-    known = [(*pair, grid) for pair, grid in zip(pairs, grids, strict=True) if grid.crs is not None]
-    owned: dict[str, list[int]] = defaultdict(list)
-    for i, (split, _, _) in enumerate(known):
-        owned[split].append(i)
-    look = _Look(module, [item for _, item, _ in known], Ground([grid for _, _, grid in known]))
-    chip = float(max(module.chip))
+def find_same_pictures(
+    splits: Mapping[str, Sequence[Item]], thumbnail: Callable[[str], np.ndarray | None]
+) -> list[Leak]:
+    """Files with the same content, and pictures that look the same; see `datamodules.lookalikes`.
+
+    thumbnail: path -> (SIDE, SIDE) grey, see `lookalikes.shrink`; None where there is nothing to see.
+    """
+    owners = {item.image: split for split, items in splits.items() for item in items}
+    cut = {item.image for split, items in splits.items() for item in items if owners[item.image] != split}
+    # what is cut between splits is a matter of ground
+    files = {
+        split: {item.image: item.id for item in items if item.image not in cut} for split, items in splits.items()
+    }
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looks = {split: look_at(list(pool.map(thumbnail, paths))) for split, paths in files.items()}
+    same = [{path: place for place, path in enumerate(group)} for group in _groups(files)]
     leaks = []
-    for first, second in PAIRS:
-        if owned[first] and owned[second]:
-            total = len(module.items[second])
-            leaks += look.compare((first, second), owned[first], owned[second], chip=chip, total=total)
+    for pair in PAIRS:
+        known = all(files.get(split) for split in pair)
+        leaks += _compare_pictures(pair, files, looks, same, total=len(splits[pair[1]])) if known else []
     return leaks
 
 
-class _Look:
-    """Which items of one split show ground of another one's."""
+def _groups(files: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
+    return find_identical([path for paths in files.values() for path in paths])
 
-    def __init__(self, module: SceneModule, items: Sequence[Item], ground: Ground) -> None:
-        self.module = module
-        self.items = items
-        self.ground = ground
+
+def _compare_pictures(
+    pair: tuple[str, str],
+    files: Mapping[str, Mapping[str, str]],
+    looks: Mapping[str, Looks],
+    same: Sequence[Mapping[str, int]],
+    *,
+    total: int,
+) -> list[Leak]:
+    first, second = pair
+    learned, judged = files[first], files[second]
+    identical = []
+    for group in same:
+        twin = next((path for path in group if path in learned), None)
+        identical += [Example(learned[twin], judged[path]) for path in group if twin and path in judged]
+    known = {example.second for example in identical}
+    names, others = list(judged.values()), list(learned.values())
+    twins = find_twins(looks[second], looks[first]).tolist()
+    alike = [Example(others[j], names[i]) for i, j in twins if names[i] not in known]
+    leaks = []
+    if identical:
+        text = f"{len(identical)} of {total} {second} files have the same content as a {first} file"
+        leaks.append(Leak("identical", pair, len(identical), total, tuple(identical[:SHOWN]), text))
+    if alike:
+        text = f"{len(alike)} of {total} {second} pictures look like a {first} picture"
+        leaks.append(Leak("duplicate", pair, len(alike), total, tuple(alike[:SHOWN]), text))
+    return leaks
+
+
+def _frame_thumbnail(path: str) -> np.ndarray | None:
+    """Decoded at an eighth of its size where that is enough; None if it can't be read, which others complain of."""
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError:
+        return None
+    picture = cv2.imdecode(data, cv2.IMREAD_REDUCED_GRAYSCALE_8) if len(data) else None
+    if picture is not None and min(picture.shape) < SIDE:
+        picture = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
+    return None if picture is None else shrink(picture)
+
+
+# -------------------------------------------------------------------------------------- ground
+
+
+class _Scenes:
+    """The items of a module of scenes that have a CRS, and what they show of each other's ground."""
+
+    def __init__(self, module: SceneModule) -> None:
+        self.reader = module.reader()
+        self.chip = float(max(module.chip))
+        self.totals = {split: len(items) for split, items in module.items.items()}
+        pairs = [(split, item) for split, items in module.items.items() for item in items]
+        grids = [self.reader.grid(item) for _, item in pairs]
+        known = [i for i, grid in enumerate(grids) if grid.crs is not None]
+        self.owners = [pairs[i][0] for i in known]
+        self.items = [pairs[i][1] for i in known]
+        self.ground = Ground([grids[i] for i in known])
         self._footprints: dict[int, np.ndarray] = {}
 
-    def compare(
-        self, splits: tuple[str, str], learned: Sequence[int], judged: Sequence[int], *, chip: float, total: int
-    ) -> list[Leak]:
-        """chip: pixels."""
+    def thumbnail(self, path: str) -> np.ndarray | None:
+        """See `find_same_pictures`; grey levels are stretched to 8 bits."""
+        try:
+            raster = self.reader.read_thumbnail(path, side=2 * SIDE)
+        except DataError:  # which others complain of
+            return None
+        if not raster.valid.any():
+            return None
+        grey = raster.values.mean(axis=0, dtype=np.float32)
+        grey[~raster.valid] = grey[raster.valid].mean()
+        brightest = float(np.quantile(np.abs(grey), 0.98))
+        return shrink(grey * (255 / brightest) if brightest and raster.values.dtype != np.uint8 else grey)
+
+    def find_shared_ground(self) -> list[Leak]:
+        """Items that show the same ground, or ground less than a chip away."""
+        owned = {split: [i for i, owner in enumerate(self.owners) if owner == split] for split in self.totals}
+        return [
+            leak
+            for pair in PAIRS
+            if all(owned.get(split) for split in pair)
+            for leak in self._compare(pair, owned[pair[0]], owned[pair[1]])
+        ]
+
+    def _compare(self, pair: tuple[str, str], learned: Sequence[int], judged: Sequence[int]) -> list[Leak]:
         pixel = self.ground.pixel
-        reach = chip * float(np.nanmax(pixel))
         shared: list[Example] = []
         near: list[Example] = []
-        for i, candidates in self.ground.near(judged, learned, margin=reach):
-            found = next((j for j in candidates if self._share(j, i)), None)
+        for i, candidates in self.ground.near(judged, learned, margin=self.chip * float(np.nanmax(pixel))):
+            found = next((j for j in candidates if self._share_ground(j, i)), None)
             if found is not None:
                 shared.append(Example(self.items[found].id, self.items[i].id))
                 continue
-            margins = ((j, chip * max(pixel[i], pixel[j]) / pixel[i]) for j in candidates)
+            margins = ((j, self.chip * max(pixel[i], pixel[j]) / pixel[i]) for j in candidates)
             close = next((j for j, margin in margins if self.ground.shared(j, i, margin=margin) is not None), None)
             if close is not None:
                 near.append(Example(self.items[close].id, self.items[i].id))
-        first, second = splits
+        (first, second), total = pair, self.totals[pair[1]]
         leaks = []
         if shared:
             text = f"{len(shared)} of {total} {second} samples show ground that {first} shows, too"
-            leaks.append(Leak("ground", splits, len(shared), total, tuple(shared[:SHOWN]), text))
+            leaks.append(Leak("ground", pair, len(shared), total, tuple(shared[:SHOWN]), text))
         if near:
-            text = f"{len(near)} of {total} {second} samples lie less than a chip ({chip:g} pixels) from {first} ground"
-            leaks.append(Leak("near", splits, len(near), total, tuple(near[:SHOWN]), text))
+            chip = f"{self.chip:g} pixels"
+            text = f"{len(near)} of {total} {second} samples lie less than a chip ({chip}) from {first} ground"
+            leaks.append(Leak("near", pair, len(near), total, tuple(near[:SHOWN]), text))
         return leaks
 
-    def _share(self, one: int, other: int) -> bool:
+    def _share_ground(self, one: int, other: int) -> bool:
         """Whether any ground is valid in both."""
         polygon = self.ground.shared(one, other)
-        return polygon is not None and self._any_valid(polygon, one, other)
-
-    def _any_valid(self, polygon: Points, one: int, other: int) -> bool:
+        if polygon is None:
+            return False
         if self._footprint(one).all() and self._footprint(other).all():
             return True
         points = lattice(polygon, count=LOOKED_AT)
@@ -241,5 +339,68 @@ class _Look:
 
     def _footprint(self, index: int) -> np.ndarray:
         if index not in self._footprints:
-            self._footprints[index] = self.module.footprint_of(self.items[index])
+            self._footprints[index] = self.reader.read_footprint(self.items[index])
         return self._footprints[index]
+
+    # ---------------------------------------------------------------- labels
+
+    def find_contradictions(self) -> list[Leak]:
+        """Scenes whose labels disagree about their common ground, in one split or in two."""
+        found: dict[tuple[str, str], dict[int, list[Example]]] = defaultdict(lambda: defaultdict(list))
+        worst: dict[tuple[str, str], float] = defaultdict(float)
+        everything = range(len(self.items))
+        for i, candidates in self.ground.near(everything, everything):
+            others = [j for j in candidates if j < i and self.items[j].image != self.items[i].image]
+            for j in sorted(others)[:COMPARED]:
+                same, labelled = self._compare_labels(j, i)
+                share = 1 - same / labelled if labelled else 0.0
+                if share >= CONTRADICTING:
+                    pair = self.owners[j], self.owners[i]
+                    note = f"{share:.0%} of {labelled} common pixels looked at"
+                    found[pair][i].append(Example(self.items[j].id, self.items[i].id, note))
+                    worst[pair] = max(worst[pair], share)
+        return [self._describe_contradictions(pair, by_item, worst[pair]) for pair, by_item in found.items()]
+
+    def _describe_contradictions(
+        self, pair: tuple[str, str], by_item: Mapping[int, Sequence[Example]], worst: float
+    ) -> Leak:
+        first, second = pair
+        examples = [example for each in by_item.values() for example in each]
+        text = (
+            f"labels of {len(by_item)} of {self.totals[second]} {second} samples contradict those of {first} "
+            f"about the same ground (up to {worst:.0%} of it, {examples[0].first} and {examples[0].second})"
+        )
+        return Leak("contradiction", pair, len(by_item), self.totals[second], tuple(examples[:SHOWN]), text)
+
+    def _compare_labels(self, one: int, other: int) -> tuple[int, int]:
+        """Of the ground that is labelled in both, looked at here and there: points that agree, and points."""
+        polygon = self.ground.shared(one, other)
+        if polygon is None:
+            return 0, 0
+        (left, top), (right, bottom) = np.floor(polygon.min(axis=0)), np.ceil(polygon.max(axis=0))
+        finer = self.ground.pixel[other] / self.ground.pixel[one]
+        side = int(max(1, min(READ_SIDE // 2, LARGEST_READ / max(finer, 1))))
+        same = labelled = 0
+        for window in spread(int(bottom - top), int(right - left), size=side):
+            start = np.array([left + window.col, top + window.row])
+            box = np.stack([start, start + np.array([window.width, window.height])])
+            points = lattice(box, count=LOOKED_AT)
+            there = self.ground.to_other(points, other, one)
+            inside = holds(np.ones((1, 1), np.bool_), there, self.ground.grids[one])
+            if inside.any():
+                classes = [self._classes(i, at[inside]) for i, at in ((one, there), (other, points))]
+                known = (classes[0] != IGNORE) & (classes[1] != IGNORE)
+                labelled += int(known.sum())
+                same += int((known & (classes[0] == classes[1])).sum())
+        return same, labelled
+
+    def _classes(self, index: int, points: Points) -> np.ndarray:
+        """Of the pixels of an item that hold points (n, 2) x, y: (n,) uint8 class index or 255."""
+        cols, rows = np.floor(points).astype(np.int64).T
+        item = self.items[index]
+        corner = (0, 0) if item.window is None else (item.window.row, item.window.col)
+        top, left = int(rows.min()), int(cols.min())
+        window = Window(
+            corner[0] + top, corner[1] + left, int(rows.max()) - top + 1, int(cols.max()) - left + 1
+        )
+        return np.asarray(self.reader.read_mask(replace(item, window=window))[rows - top, cols - left])

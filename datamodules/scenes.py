@@ -29,6 +29,7 @@ from datamodules.raster import (
     read_footprint,
     read_header,
     read_resampled,
+    read_thumbnail,
     read_window,
 )
 from datamodules.sampling import Region
@@ -143,6 +144,12 @@ class SceneReader:
             masked=scene.header.masked,
         )
 
+    def read_thumbnail(self, path: str, *, side: int) -> Raster:
+        """A whole scene in at most `side` x `side` pixels: its first three bands."""
+        scene = self.scenes[path]
+        bands, masked = scene.bands[:3], scene.header.masked
+        return read_thumbnail(self.pool.file(path), bands=bands, nodata=scene.nodata, masked=masked, side=side)
+
     def _pixels(self, scene: Scene, window: Window) -> Raster:
         file, masked = self.pool.file(scene.header.path), scene.header.masked
         if scene.grid is scene.header.grid:
@@ -196,13 +203,10 @@ class SceneModule(DataModule):
         self._check_inputs(items, SceneReader({path: scene}))
         return scene
 
-    def grid_of(self, item: Item) -> Grid:
-        """Where the pixels of an item of `items` lie on the ground."""
-        return self._reader().grid(item)
-
-    def footprint_of(self, item: Item) -> np.ndarray:
-        """(h, w) bool: a coarse picture of an item's valid pixels."""
-        return self._reader().read_footprint(item)
+    def reader(self) -> SceneReader:
+        """Reads the pixels and labels of items, and knows where they lie."""
+        self._scan_once()
+        return self._reader()
 
     def _prediction_reader(self, paths: Sequence[str | Path]) -> tuple[list[Item], SceneReader]:
         """Whole files without labels, in the order given, bands found by name."""
