@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from datamodules.datamodule import DataModule, SegmentationDataModule
 from datamodules.errors import DataError
 from datamodules.lookalikes import SIDE, Looks, find_identical, find_twins, look_at, shrink
 from datamodules.overlaps import Ground, Points, holds, lattice
-from datamodules.scenes import READ_SIDE, SceneModule
+from datamodules.scenes import READ_SIDE, SceneModule, SceneReader
 from datamodules.tiling import spread
 
 Kind = Literal["ground", "near", "drive", "neighbour", "identical", "duplicate", "contradiction"]
@@ -91,11 +91,11 @@ def find_leaks(module: DataModule, *, hashes: bool) -> list[Leak]:
     if not module.items:
         module.scan()
     leaks = find_shared_drives(module.items)
-    ground = _Scenes(module) if isinstance(module, SceneModule) else None
+    ground = _Ground(module) if isinstance(module, SceneModule) else None
     if ground is not None:
         leaks += ground.find_shared_ground()
     if hashes:
-        leaks += find_same_pictures(module.items, ground.thumbnail if ground else _frame_thumbnail)
+        leaks += find_same_pictures(module)
     if hashes and ground is not None and isinstance(module, SegmentationDataModule):
         leaks += ground.find_contradictions()
     return leaks
@@ -110,7 +110,9 @@ def describe(leaks: Sequence[Leak]) -> list[str]:
             lines.append(leak.text)
         else:
             texts[leak.splits].append(leak.text)
-    return [f"{first} leaks into {second}: {'; '.join(found)}" for (first, second), found in texts.items()] + lines
+    return [
+        f"{first} leaks into {second}: {'; '.join(found)}" for (first, second), found in texts.items()
+    ] + lines
 
 
 # -------------------------------------------------------------------------------------- drives
@@ -155,7 +157,9 @@ def _describe_drives(
     )
     more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
     verb = "is" if count == 1 else "are"
-    text = f"{count} of {total} {splits[1]} frames {verb} of drives that {splits[0]} has, too ({listed}{more})"
+    text = (
+        f"{count} of {total} {splits[1]} frames {verb} of drives that {splits[0]} has, too ({listed}{more})"
+    )
     examples = [Example(first[drive][0].id, second[drive][0].id, drive) for drive in largest[:SHOWN]]
     return Leak("drive", splits, count, total, tuple(examples), text)
 
@@ -193,22 +197,18 @@ def _by_number(items: Sequence[Item]) -> dict[tuple[str, str], dict[int, Item]]:
 # ------------------------------------------------------------------------------------ pictures
 
 
-def find_same_pictures(
-    splits: Mapping[str, Sequence[Item]], thumbnail: Callable[[str], np.ndarray | None]
-) -> list[Leak]:
-    """Files with the same content, and pictures that look the same; see `datamodules.lookalikes`.
-
-    thumbnail: path -> (SIDE, SIDE) grey, see `lookalikes.shrink`; None where there is nothing to see.
-    """
+def find_same_pictures(module: DataModule) -> list[Leak]:
+    """Files with the same content, and pictures that look the same; see `datamodules.lookalikes`."""
+    splits = module.items
     owners = {item.image: split for split, items in splits.items() for item in items}
     cut = {item.image for split, items in splits.items() for item in items if owners[item.image] != split}
     # what is cut between splits is a matter of ground
     files = {
-        split: {item.image: item.id for item in items if item.image not in cut} for split, items in splits.items()
+        split: {item.image: item.id for item in items if item.image not in cut}
+        for split, items in splits.items()
     }
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = {split: look_at(list(pool.map(thumbnail, paths))) for split, paths in files.items()}
-    same = [{path: place for place, path in enumerate(group)} for group in _groups(files)]
+    looks = {split: look_at_files(module, list(paths)) for split, paths in files.items()}
+    same = find_identical([path for paths in files.values() for path in paths])
     leaks = []
     for pair in PAIRS:
         known = all(files.get(split) for split in pair)
@@ -216,15 +216,11 @@ def find_same_pictures(
     return leaks
 
 
-def _groups(files: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
-    return find_identical([path for paths in files.values() for path in paths])
-
-
 def _compare_pictures(
     pair: tuple[str, str],
     files: Mapping[str, Mapping[str, str]],
     looks: Mapping[str, Looks],
-    same: Sequence[Mapping[str, int]],
+    same: Sequence[Sequence[str]],
     *,
     total: int,
 ) -> list[Leak]:
@@ -248,8 +244,17 @@ def _compare_pictures(
     return leaks
 
 
+def look_at_files(module: DataModule, paths: Sequence[str]) -> Looks:
+    """What files of a module look like; those that can't be read, of which others complain, are like no other."""
+    if isinstance(module, SceneModule):
+        reader = module.reader()
+        return look_at([_scene_thumbnail(reader, path) for path in paths])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return look_at(list(pool.map(_frame_thumbnail, paths)))
+
+
 def _frame_thumbnail(path: str) -> np.ndarray | None:
-    """Decoded at an eighth of its size where that is enough; None if it can't be read, which others complain of."""
+    """Decoded at an eighth of its size where that is enough."""
     try:
         data = np.fromfile(path, np.uint8)
     except OSError:
@@ -260,10 +265,24 @@ def _frame_thumbnail(path: str) -> np.ndarray | None:
     return None if picture is None else shrink(picture)
 
 
+def _scene_thumbnail(reader: SceneReader, path: str) -> np.ndarray | None:
+    """Grey levels are stretched to those of 8 bits."""
+    try:
+        raster = reader.read_thumbnail(path, side=2 * SIDE)
+    except DataError:
+        return None
+    if not raster.valid.any():
+        return None
+    grey = raster.values.mean(axis=0, dtype=np.float32)
+    grey[~raster.valid] = grey[raster.valid].mean()
+    brightest = float(np.quantile(np.abs(grey), 0.98))
+    return shrink(grey * (255 / brightest) if brightest and raster.values.dtype != np.uint8 else grey)
+
+
 # -------------------------------------------------------------------------------------- ground
 
 
-class _Scenes:
+class _Ground:
     """The items of a module of scenes that have a CRS, and what they show of each other's ground."""
 
     def __init__(self, module: SceneModule) -> None:
@@ -277,19 +296,6 @@ class _Scenes:
         self.items = [pairs[i][1] for i in known]
         self.ground = Ground([grids[i] for i in known])
         self._footprints: dict[int, np.ndarray] = {}
-
-    def thumbnail(self, path: str) -> np.ndarray | None:
-        """See `find_same_pictures`; grey levels are stretched to 8 bits."""
-        try:
-            raster = self.reader.read_thumbnail(path, side=2 * SIDE)
-        except DataError:  # which others complain of
-            return None
-        if not raster.valid.any():
-            return None
-        grey = raster.values.mean(axis=0, dtype=np.float32)
-        grey[~raster.valid] = grey[raster.valid].mean()
-        brightest = float(np.quantile(np.abs(grey), 0.98))
-        return shrink(grey * (255 / brightest) if brightest and raster.values.dtype != np.uint8 else grey)
 
     def find_shared_ground(self) -> list[Leak]:
         """Items that show the same ground, or ground less than a chip away."""
@@ -311,7 +317,9 @@ class _Scenes:
                 shared.append(Example(self.items[found].id, self.items[i].id))
                 continue
             margins = ((j, self.chip * max(pixel[i], pixel[j]) / pixel[i]) for j in candidates)
-            close = next((j for j, margin in margins if self.ground.shared(j, i, margin=margin) is not None), None)
+            close = next(
+                (j for j, margin in margins if self.ground.shared(j, i, margin=margin) is not None), None
+            )
             if close is not None:
                 near.append(Example(self.items[close].id, self.items[i].id))
         (first, second), total = pair, self.totals[pair[1]]
@@ -321,7 +329,9 @@ class _Scenes:
             leaks.append(Leak("ground", pair, len(shared), total, tuple(shared[:SHOWN]), text))
         if near:
             chip = f"{self.chip:g} pixels"
-            text = f"{len(near)} of {total} {second} samples lie less than a chip ({chip}) from {first} ground"
+            text = (
+                f"{len(near)} of {total} {second} samples lie less than a chip ({chip}) from {first} ground"
+            )
             leaks.append(Leak("near", pair, len(near), total, tuple(near[:SHOWN]), text))
         return leaks
 

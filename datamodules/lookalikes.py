@@ -93,9 +93,8 @@ def find_twins(judged: Looks, learned: Looks) -> Pairs:
 def find_repeats(looks: Looks) -> Pairs:
     """(M, 2): for every picture that has lookalikes before it, its own index and that of the most similar."""
     own, rows = _distinct(looks)
-    pairs = _near_pairs(looks.hashes[own], looks.hashes[own])
-    pairs = own[pairs[pairs[:, 0] > pairs[:, 1]]]
-    near = _nearest(_alike(pairs, looks, looks), looks, looks)
+    pairs = own[_near_pairs(looks.hashes[own], looks.hashes[own])]
+    near = _nearest(_alike(pairs[pairs[:, 0] > pairs[:, 1]], looks, looks), looks, looks)
     known = np.flatnonzero(~looks.flat)
     again = own[rows] != known
     return np.concatenate([near, np.stack([known[again], own[rows][again]], axis=1)])

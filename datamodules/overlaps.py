@@ -14,10 +14,10 @@ from functools import cached_property
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.warp import transform as transform_points
+from rasterio.crs import CRS
 from scipy.spatial import cKDTree
 
-from datamodules.raster import LONLAT, Grid
+from datamodules.raster import LONLAT, Grid, project
 
 EARTH = 6_371_008.8
 """Mean radius in metres."""
@@ -160,12 +160,18 @@ def _outlines(grids: Sequence[Grid]) -> Points:
             texts[id(grid.crs)] = grid.crs.to_wkt()
         members[texts[id(grid.crs)]].append(i)
     for indices in members.values():
-        along = np.concatenate([_along_edges(grids[i]) for i in indices])
-        lons, lats = transform_points(grids[indices[0]].crs, LONLAT, *along.T)
-        found[indices] = np.stack([lons, lats], axis=1).reshape(len(indices), -1, 2)
+        along = np.stack([_along_edges(grids[i]) for i in indices])
+        found[indices] = _degrees(grids[indices[0]].crs, along.reshape(-1, 2)).reshape(along.shape)
+        for i, edges in zip(indices, along, strict=True):
+            if not np.isfinite(found[i]).all():  # one of them spoils all
+                found[i] = _degrees(grids[i].crs, edges)
     found[~np.isfinite(found).all(axis=(1, 2))] = np.nan
     found[..., 0] = _continuous(found[..., 0])
     return found
+
+
+def _degrees(crs: CRS | None, points: Points) -> Points:
+    return np.stack(project(crs, LONLAT, *points.T), axis=1)
 
 
 def _corners(grid: Grid) -> Points:
@@ -176,7 +182,9 @@ def _along_edges(grid: Grid) -> Points:
     """(4 * STEPS, 2) coordinates in the grid's CRS, in turn around it."""
     corners = _corners(grid)
     share = np.arange(STEPS)[:, None] / STEPS
-    edges = [one + share * (two - one) for one, two in zip(corners, np.roll(corners, -1, axis=0), strict=True)]
+    edges = [
+        one + share * (two - one) for one, two in zip(corners, np.roll(corners, -1, axis=0), strict=True)
+    ]
     return np.stack(_apply(grid.transform, *np.concatenate(edges).T), axis=1)
 
 
@@ -193,8 +201,7 @@ def _in_space(lonlat: Points) -> Points:
 
 
 def _transform(lonlat: Points, target: Grid) -> Points:
-    x, y = transform_points(LONLAT, target.crs, *lonlat.T)
-    return np.stack([x, y], axis=1)
+    return np.stack(project(LONLAT, target.crs, *lonlat.T), axis=1)
 
 
 def _turns(x: NDArray[np.float64] | np.float64, target: Grid) -> NDArray[np.float64] | np.float64:

@@ -247,9 +247,8 @@ class SceneModule(DataModule):
         grids = [
             (item.id, split, reader.grid(item)) for split, items in self.items.items() for item in items
         ]
-        return [
-            {"id": id, "split": split, "outline": _outline(grid)} for id, split, grid in grids if grid.crs
-        ]
+        outlines = [(id, split, _outline(grid)) for id, split, grid in grids if grid.crs]
+        return [{"id": id, "split": split, "outline": each} for id, split, each in outlines if "nan" not in each]
 
     def _facts(self) -> dict[str, object]:
         return {"nodata": self.nodata, "resolution": self.resolution, "names": self.band_names}
