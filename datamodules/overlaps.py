@@ -8,8 +8,10 @@ pixels of the other.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from math import hypot
+from typing import cast
 
 import numpy as np
 from affine import Affine
@@ -35,10 +37,30 @@ class Ground:
 
     def __init__(self, grids: Sequence[Grid]) -> None:
         self.grids = list(grids)
-        self._lonlat = _outlines(self.grids)
+        self._systems, self._crs = _number_systems(self.grids)
+        """Each grid's place in the list of CRSs."""
+        self._counts_degrees = [crs.is_geographic for crs in self._crs]
+        self._outlines = np.array([_along_edges(grid) for grid in self.grids]).reshape(-1, 4 * STEPS, 2)
+        """(N, 4 * STEPS, 2) coordinates in each grid's own CRS."""
+        self._lonlat = self._project(np.arange(len(self.grids)), LONLAT)
         """(N, 4 * STEPS, 2) degrees; not finite where a CRS has no longitude and latitude."""
         self._seen: dict[tuple[int, int], Points] = {}
+        """Outlines by grid and by another one's CRS."""
         self._trees: dict[tuple[int, ...], list[tuple[float, NDArray[np.int64], cKDTree]]] = {}
+
+    def _project(self, which: NDArray[np.int64], target: CRS) -> Points:
+        """(n, 4 * STEPS, 2): the outlines of some grids in a CRS; NaN where one has none there."""
+        found = np.full((len(which), 4 * STEPS, 2), np.nan)
+        for system, crs in enumerate(self._crs):
+            of_it = np.flatnonzero(np.array([self._systems[i] for i in which]) == system)
+            outlines = self._outlines[which[of_it]]
+            there = np.stack(project(crs, target, *outlines.reshape(-1, 2).T), axis=1).reshape(outlines.shape)
+            for i in np.flatnonzero(~np.isfinite(there).all(axis=(1, 2))):  # one without a place spoils all
+                there[i] = np.stack(project(crs, target, *outlines[i].T), axis=1)
+            found[of_it] = there
+        if target.is_geographic:
+            found[..., 0] = _continuous(found[..., 0])
+        return found
 
     @cached_property
     def _spheres(self) -> tuple[Points, NDArray[np.float64]]:
@@ -59,7 +81,7 @@ class Ground:
     def near(
         self, of: Sequence[int], among: Sequence[int], *, margin: float = 0.0
     ) -> Iterator[tuple[int, list[int]]]:
-        """For each grid of `of` those of `among` that may lie within `margin` metres of it."""
+        """For each grid of `of` those of `among` that may lie within `margin` metres of it, the nearest first."""
         centres, radii = self._spheres
         known = [i for i in of if np.isfinite(radii[i])]
         found: dict[int, list[int]] = {i: [] for i in of}
@@ -69,7 +91,21 @@ class Ground:
                 reach = (radii[known] + largest + margin) * 1.01 + 1
                 for i, hits in zip(known, tree.query_ball_point(centres[known], reach), strict=True):
                     found[i] += [int(members[hit]) for hit in hits if members[hit] != i]
+        for i, others in found.items():
+            apart = ((centres[others] - centres[i]) ** 2).sum(axis=1)
+            found[i] = [others[place] for place in np.argsort(apart, kind="stable")]
+        self._see(found)
         yield from found.items()
+
+    def _see(self, pairs: Mapping[int, Sequence[int]]) -> None:
+        """Projects the outlines that pairs need, many at once."""
+        wanted: dict[int, set[int]] = defaultdict(set)
+        for i, others in pairs.items():
+            wanted[self._systems[i]].update(others)
+        for system, members in wanted.items():
+            which = np.array([i for i in sorted(members) if self._systems[i] != system], np.int64)
+            for i, outline in zip(which.tolist(), self._project(which, self._crs[system]), strict=True):
+                self._seen[i, system] = outline
 
     def _levels(self, among: tuple[int, ...]) -> list[tuple[float, NDArray[np.int64], cKDTree]]:
         """(largest radius, members, tree) of grids of about one size: few small ones are near a large one."""
@@ -90,36 +126,66 @@ class Ground:
 
         None if they do no more than touch.
         """
-        grid = self.grids[other]
-        low, high = np.array([-margin, -margin]), np.array([grid.width + margin, grid.height + margin])
-        outline = self._outline_in(one, other)
-        if not np.isfinite(outline).all() or (outline.min(0) >= high).any() or (outline.max(0) <= low).any():
+        if self._lie_apart(one, other, margin):
             return None
-        polygon = _clip(outline, low, high)
+        grid = self.grids[other]
+        outline = self._outline_in(one, other)
+        left, top = outline.min(axis=0).tolist()
+        right, bottom = outline.max(axis=0).tolist()
+        width, height = grid.width + margin, grid.height + margin
+        # False for NaN, too
+        if not (left < width and top < height and right > -margin and bottom > -margin):
+            return None
+        polygon = _clip(outline, np.array([-margin, -margin]), np.array([width, height]))
         if len(polygon) < 3:
             return None
         border = float(np.sqrt(((polygon - np.roll(polygon, 1, axis=0)) ** 2).sum(axis=1)).sum())
         return polygon if area(polygon) > EDGE_ERROR * border else None
 
+    def _lie_apart(self, one: int, other: int, margin: float) -> bool:
+        """Whether a glance tells that grids in metres of one CRS don't meet."""
+        if self._systems[one] != self._systems[other] or self._counts_degrees[self._systems[other]]:
+            return False
+        step = self.grids[other].transform
+        grown = margin * max(hypot(step.a, step.d), hypot(step.b, step.e))
+        (west, south), (east, north) = self._corners[one]
+        (left, low), (right, up) = self._corners[other]
+        return bool(west >= right + grown or east <= left - grown or south >= up + grown or north <= low - grown)
+
+    @cached_property
+    def _corners(self) -> list[list[list[float]]]:
+        """Of each grid: smallest and largest coordinates in its CRS."""
+        ends = np.stack([self._outlines.min(axis=1), self._outlines.max(axis=1)], axis=1)
+        return cast(list[list[list[float]]], ends.tolist())
+
     def _outline_in(self, one: int, other: int) -> Points:
         """(n, 2) x, y in `other`'s pixels."""
-        grid, target = self.grids[one], self.grids[other]
-        if grid.crs == target.crs:
-            points = np.stack(_apply(grid.transform, *_corners(grid).T), axis=1)
+        system = self._systems[other]
+        if self._systems[one] == system:
+            points = self._outlines[one, ::STEPS]  # straight edges stay straight
         else:
-            key = one, id(target.crs)
-            if key not in self._seen:
-                self._seen[key] = _transform(self._lonlat[one], target)
-            points = self._seen[key]
-        return _to_pixels(points, target, turns=_turns(points.mean(axis=0)[0], target))
+            if (one, system) not in self._seen:
+                self._see({other: [one]})
+            points = self._seen[one, system]
+        return self._to_pixels(points, other, turns=self._turns(points[:, 0].mean(), other))
 
     def to_other(self, points: Points, one: int, other: int) -> Points:
         """(n, 2) x, y in pixels of `one` -> in pixels of `other`."""
-        grid, target = self.grids[one], self.grids[other]
-        there = np.stack(_apply(grid.transform, *points.T), axis=1)
-        if grid.crs != target.crs:
-            there = _transform(np.stack(grid.to_lonlat(points[:, 1], points[:, 0]), axis=1), target)
-        return _to_pixels(there, target, turns=_turns(there[:, 0], target))
+        there = _apply(self.grids[one].transform, points)
+        if self._systems[one] != self._systems[other]:
+            crs = (self._crs[self._systems[i]] for i in (one, other))
+            there = np.stack(project(*crs, *there.T), axis=1)
+        return self._to_pixels(there, other, turns=self._turns(there[:, 0], other))
+
+    def _turns(self, x: NDArray[np.float64] | np.float64, other: int) -> NDArray[np.float64] | float:
+        """Whole turns around the Earth by which longitudes differ from those that a grid counts."""
+        if not self._counts_degrees[self._systems[other]]:
+            return 0.0
+        return np.asarray(np.round((x - self._outlines[other, :, 0].mean()) / 360))
+
+    def _to_pixels(self, points: Points, other: int, *, turns: NDArray[np.float64] | float) -> Points:
+        moved = points - np.stack([360 * np.broadcast_to(turns, len(points)), np.zeros(len(points))], axis=1)
+        return _apply(~self.grids[other].transform, moved)
 
 
 def area(polygon: Points) -> float:
@@ -149,49 +215,42 @@ def holds(footprint: np.ndarray, points: Points, grid: Grid) -> NDArray[np.bool_
     return found
 
 
-def _outlines(grids: Sequence[Grid]) -> Points:
-    """(N, 4 * STEPS, 2) longitude, latitude; one call for all grids of a CRS."""
-    found = np.full((len(grids), 4 * STEPS, 2), np.nan)
-    members: dict[str, list[int]] = defaultdict(list)
+def _number_systems(grids: Sequence[Grid]) -> tuple[list[int], list[CRS]]:
+    """Each grid's place in the list of distinct CRSs, and that list."""
     texts: dict[int, str] = {}  # by object: writing a CRS takes longer than all else
-    for i, grid in enumerate(grids):
+    systems: dict[str, int] = {}
+    found: list[CRS] = []
+    places = []
+    for grid in grids:
         assert grid.crs is not None
         if id(grid.crs) not in texts:
             texts[id(grid.crs)] = grid.crs.to_wkt()
-        members[texts[id(grid.crs)]].append(i)
-    for indices in members.values():
-        along = np.stack([_along_edges(grids[i]) for i in indices])
-        found[indices] = _degrees(grids[indices[0]].crs, along.reshape(-1, 2)).reshape(along.shape)
-        for i, edges in zip(indices, along, strict=True):
-            if not np.isfinite(found[i]).all():  # one of them spoils all
-                found[i] = _degrees(grids[i].crs, edges)
-    found[~np.isfinite(found).all(axis=(1, 2))] = np.nan
-    found[..., 0] = _continuous(found[..., 0])
-    return found
-
-
-def _degrees(crs: CRS | None, points: Points) -> Points:
-    return np.stack(project(crs, LONLAT, *points.T), axis=1)
-
-
-def _corners(grid: Grid) -> Points:
-    return np.array([(0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height)], np.float64)
+        text = texts[id(grid.crs)]
+        if text not in systems:
+            systems[text] = len(found)
+            found.append(grid.crs)
+        places.append(systems[text])
+    return places, found
 
 
 def _along_edges(grid: Grid) -> Points:
-    """(4 * STEPS, 2) coordinates in the grid's CRS, in turn around it."""
-    corners = _corners(grid)
+    """(4 * STEPS, 2) coordinates in the grid's CRS, in turn around it from its first pixel's corner."""
+    return _apply(grid.transform, _AROUND * (grid.width, grid.height))
+
+
+def _around() -> Points:
+    """(4 * STEPS, 2) in turn around the unit square."""
+    corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], np.float64)
     share = np.arange(STEPS)[:, None] / STEPS
-    edges = [
-        one + share * (two - one) for one, two in zip(corners, np.roll(corners, -1, axis=0), strict=True)
-    ]
-    return np.stack(_apply(grid.transform, *np.concatenate(edges).T), axis=1)
+    return np.concatenate([a + share * (b - a) for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True)])
+
+
+_AROUND = _around()
 
 
 def _continuous(lons: NDArray[np.float64]) -> NDArray[np.float64]:
     """Longitudes (..., n) of points side by side, without a jump at the date line."""
-    first = lons[..., :1]
-    return np.asarray(lons - 360 * np.round((lons - first) / 360))
+    return np.asarray(lons - 360 * np.round((lons - lons[..., :1]) / 360))
 
 
 def _in_space(lonlat: Points) -> Points:
@@ -200,26 +259,9 @@ def _in_space(lonlat: Points) -> Points:
     return EARTH * np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
 
 
-def _transform(lonlat: Points, target: Grid) -> Points:
-    return np.stack(project(LONLAT, target.crs, *lonlat.T), axis=1)
-
-
-def _turns(x: NDArray[np.float64] | np.float64, target: Grid) -> NDArray[np.float64] | np.float64:
-    """Whole turns around the Earth by which longitudes differ from those that the target counts."""
-    if target.crs is None or not target.crs.is_geographic:
-        return np.zeros_like(x)
-    middle = target.transform.c + (target.transform.a * target.width + target.transform.b * target.height) / 2
-    return np.asarray(np.round((x - middle) / 360))
-
-
-def _to_pixels(points: Points, target: Grid, *, turns: NDArray[np.float64] | np.float64) -> Points:
-    return np.stack(_apply(~target.transform, points[:, 0] - 360 * turns, points[:, 1]), axis=1)
-
-
-def _apply(
-    transform: Affine, x: NDArray[np.float64], y: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
+def _apply(transform: Affine, points: Points) -> Points:
+    (x, y), (a, b, c, d, e, f) = points.T, tuple(transform)[:6]
+    return np.stack([a * x + b * y + c, d * x + e * y + f], axis=1)
 
 
 def _clip(polygon: Points, low: Points, high: Points) -> Points:

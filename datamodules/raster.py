@@ -331,7 +331,8 @@ def project(source: CRS | None, target: CRS | None, x: np.ndarray, y: np.ndarray
         there = transform_points(source, target, x, y)
     except (RasterioError, CPLE_BaseError):
         return np.full(np.shape(x), np.nan), np.full(np.shape(y), np.nan)
-    return np.array(there[0]), np.array(there[1])
+    xs, ys = (np.where(np.isfinite(each), each, np.nan) for each in there)
+    return xs, ys
 
 
 def _apply(transform: Affine, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
