@@ -22,7 +22,7 @@ from datamodules.batch import IGNORE, Item, Window
 from datamodules.datamodule import DataModule, SegmentationDataModule
 from datamodules.errors import DataError
 from datamodules.lookalikes import SIDE, Looks, find_identical, find_twins, look_at, shrink
-from datamodules.overlaps import Ground, Points, holds, lattice
+from datamodules.overlaps import LOOKED_AT, Points, ValidGround, holds, lattice
 from datamodules.scenes import READ_SIDE, SceneModule, SceneReader
 from datamodules.tiling import spread
 
@@ -34,8 +34,6 @@ NEIGHBOURS = 30
 """Frame numbers up to which two frames of a drive are neighbours: a second of most cameras."""
 SHOWN = 5
 """Examples at most of a finding."""
-LOOKED_AT = 64
-"""Points a side at which two scenes' common ground is looked at for valid pixels, and a window of it for labels."""
 CONTRADICTING = 0.05
 """Share of common labelled ground from which on labels contradict: less may be edges that are drawn otherwise."""
 COMPARED = 20
@@ -294,8 +292,9 @@ class _Ground:
         known = [i for i, grid in enumerate(grids) if grid.crs is not None]
         self.owners = [pairs[i][0] for i in known]
         self.items = [pairs[i][1] for i in known]
-        self.ground = Ground([grids[i] for i in known])
-        self._footprints: dict[int, np.ndarray] = {}
+        self.ground = ValidGround(
+            [grids[i] for i in known], lambda index: self.reader.read_footprint(self.items[index])
+        )
 
     def find_shared_ground(self) -> list[Leak]:
         """Items that show the same ground, or ground less than a chip away."""
@@ -312,7 +311,7 @@ class _Ground:
         shared: list[Example] = []
         near: list[Example] = []
         for i, candidates in self.ground.near(judged, learned, margin=self.chip * float(np.nanmax(pixel))):
-            found = next((j for j in candidates if self._share_ground(j, i)), None)
+            found = next((j for j in candidates if self.ground.share(j, i)), None)
             if found is not None:
                 shared.append(Example(self.items[found].id, self.items[i].id))
                 continue
@@ -334,23 +333,6 @@ class _Ground:
             )
             leaks.append(Leak("near", pair, len(near), total, tuple(near[:SHOWN]), text))
         return leaks
-
-    def _share_ground(self, one: int, other: int) -> bool:
-        """Whether any ground is valid in both."""
-        polygon = self.ground.shared(one, other)
-        if polygon is None:
-            return False
-        if self._footprint(one).all() and self._footprint(other).all():
-            return True
-        points = lattice(polygon, count=LOOKED_AT)
-        there = self.ground.to_other(points, other, one)
-        valid = holds(self._footprint(other), points, self.ground.grids[other])
-        return bool((valid & holds(self._footprint(one), there, self.ground.grids[one])).any())
-
-    def _footprint(self, index: int) -> np.ndarray:
-        if index not in self._footprints:
-            self._footprints[index] = self.reader.read_footprint(self.items[index])
-        return self._footprints[index]
 
     # ---------------------------------------------------------------- labels
 

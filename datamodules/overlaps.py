@@ -8,7 +8,7 @@ pixels of the other.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import hypot
 from typing import cast
@@ -25,6 +25,8 @@ EARTH = 6_371_008.8
 """Mean radius in metres."""
 STEPS = 16
 """Points along each edge of a grid, which is bent in another coordinate system."""
+LOOKED_AT = 64
+"""Points a side at which common ground is looked at for valid pixels."""
 EDGE_ERROR = 0.01
 """Pixels by which an edge may be misplaced: neighbours that touch don't overlap."""
 
@@ -186,6 +188,51 @@ class Ground:
     def _to_pixels(self, points: Points, other: int, *, turns: NDArray[np.float64] | float) -> Points:
         moved = points - np.stack([360 * np.broadcast_to(turns, len(points)), np.zeros(len(points))], axis=1)
         return _apply(~self.grids[other].transform, moved)
+
+
+class ValidGround(Ground):
+    """Where grids lie that may have holes."""
+
+    def __init__(self, grids: Sequence[Grid], footprint: Callable[[int], np.ndarray]) -> None:
+        """footprint: index -> (h, w) bool, a coarse picture of a grid's valid pixels; called where it matters."""
+        super().__init__(grids)
+        self._look = footprint
+        self._footprints: dict[int, np.ndarray] = {}
+
+    def share(self, one: int, other: int) -> bool:
+        """Whether any ground is valid in both."""
+        polygon = self.shared(one, other)
+        if polygon is None:
+            return False
+        if self._footprint(one).all() and self._footprint(other).all():
+            return True
+        points = lattice(polygon, count=LOOKED_AT)
+        valid = holds(self._footprint(other), points, self.grids[other])
+        there = self.to_other(points[valid], other, one)
+        return bool(holds(self._footprint(one), there, self.grids[one]).any())
+
+    def clusters(self) -> list[int]:
+        """For each grid the first of those that it shares ground with, directly or by way of others."""
+        everything = range(len(self.grids))
+        first = list(everything)
+        for i, others in self.near(everything, everything):
+            for j in others:
+                if j < i and _root(first, i) != _root(first, j) and self.share(j, i):
+                    one, other = sorted((_root(first, i), _root(first, j)))
+                    first[other] = one
+        return [_root(first, i) for i in everything]
+
+    def _footprint(self, index: int) -> np.ndarray:
+        if index not in self._footprints:
+            self._footprints[index] = self._look(index)
+        return self._footprints[index]
+
+
+def _root(first: list[int], i: int) -> int:
+    while first[i] != i:
+        first[i] = first[first[i]]
+        i = first[i]
+    return i
 
 
 def area(polygon: Points) -> float:

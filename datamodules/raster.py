@@ -89,8 +89,15 @@ class Grid:
         return project(self.crs, LONLAT, *_apply(self.transform, cols, rows))
 
     def to_pixel(self, lons: np.ndarray, lats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Longitude, latitude in degrees to fractional rows, cols; NaN if any has none."""
-        cols, rows = _apply(~self.transform, *project(LONLAT, self.crs, lons, lats))
+        """Longitude, latitude in degrees to fractional rows, cols; NaN if any has none.
+
+        Longitudes may be whole turns off: a grid across the date line counts on beyond 180.
+        """
+        x, y = project(LONLAT, self.crs, lons, lats)
+        if self.crs is not None and self.crs.is_geographic:
+            middle = _apply(self.transform, np.array(self.width / 2), np.array(self.height / 2))[0]
+            x = x - 360 * np.round((x.mean() - middle) / 360)
+        cols, rows = _apply(~self.transform, x, y)
         return rows, cols
 
 
