@@ -63,7 +63,8 @@ class Backbone(nn.Module):
         height, width = image.shape[-2:]
         wants_gradient = image.requires_grad or any(p.requires_grad for p in self.model.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and wants_gradient):
-            maps = features(self.model, self._padded(image), self.geometry.indices, self.geometry.norm)
+            seen, own = self._padded(image), self.geometry
+            maps = features(self.model, seen, own.indices, norm=own.norm, final=own.final)
         cropped = zip(maps, self.strides, strict=True)
         return [m[..., : ceil_to(height, s) // s, : ceil_to(width, s) // s] for m, s in cropped]
 

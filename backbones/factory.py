@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from backbones.backbone import Backbone
 from backbones.bands import adapt_statistics, check_bands
 from backbones.errors import BackboneError
-from backbones.geometry import Geometry, TimmModel, ceil_to, measure, reductions
+from backbones.geometry import Geometry, TimmModel, ceil_to, features, measure, reductions
 from backbones.weights import load_weights
 
 
@@ -30,6 +30,7 @@ def create_backbone(
     indices: Sequence[int] | None = None,
     img_size: tuple[int, int] | None = None,
     drop_path_rate: float = 0.0,
+    final: bool = False,
 ) -> Backbone:
     """Build a backbone from any timm model that has `forward_intermediates`.
 
@@ -38,15 +39,21 @@ def create_backbone(
     indices: feature maps to take; default the last four resolutions, or four blocks of a plain ViT.
     img_size: (H, W) to build for: the largest input of models that take one size only; in others the size of
     the stored position embedding, if they have one. Other sizes are padded, see `Backbone.forward`.
+    final: the last map is what timm's own classifier pools, for new classifiers: an EfficientNet's comes after its
+    final convolution, a Swin's after its final norm. Heads that look at places don't need it.
     """
     check_name(name)
     check_bands(in_chans, bands)
     options = _options(name, in_chans, img_size, drop_path_rate)
-    geometry = _geometry(name, options, indices)
+    geometry = _geometry(name, options, indices, final)
     model = build_model(name, options)
     report = load_weights(model, weights, name=name, in_chans=in_chans, bands=bands)
     # drops what follows the last map and would train on nothing: later blocks, final convolution, norm, head
-    model.prune_intermediate_layers(list(geometry.indices), prune_norm=not geometry.norm, prune_head=True)
+    model.prune_intermediate_layers(
+        list(geometry.indices),
+        prune_norm=not (geometry.norm or geometry.final),
+        prune_head=not (geometry.final and _uses_all(build_meta_model(name, options), geometry, in_chans)),
+    )
     return Backbone(
         name,
         model,
@@ -127,12 +134,26 @@ def _options(
     return options
 
 
+def _uses_all(model: TimmModel, geometry: Geometry, in_chans: int) -> bool:
+    """Whether every parameter of a model without classifier has a part in its maps."""
+    idle = {name for name, module in model.named_modules() if module._parameters}
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: idle.discard(name))
+    size = geometry.size or (2 * geometry.multiple,) * 2
+    with torch.no_grad():
+        image = torch.empty(1, in_chans, *size, device="meta")
+        features(model, image, geometry.indices, norm=geometry.norm, final=geometry.final)
+    return not idle
+
+
 def _takes(model: TimmModel, option: str) -> bool:
     # classes that pass **kwargs to their parents take what those take
     return any(option in inspect.signature(cls).parameters for cls in type(model).__mro__[:-1])
 
 
-def _geometry(name: str, options: Mapping[str, Any], indices: Sequence[int] | None) -> Geometry:
+def _geometry(
+    name: str, options: Mapping[str, Any], indices: Sequence[int] | None, final: bool
+) -> Geometry:
     model = build_meta_model(name, options)
     height, width = options.get("img_size") or model.pretrained_cfg["input_size"][1:]
-    return measure(model, in_chans=options["in_chans"], size=(height, width), indices=indices)
+    return measure(model, in_chans=options["in_chans"], size=(height, width), indices=indices, final=final)

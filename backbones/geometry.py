@@ -7,7 +7,7 @@ A copy of the model on PyTorch's meta device (shapes, no numbers) is run at a fe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,6 +19,9 @@ from backbones.errors import BackboneError
 TimmModel: TypeAlias = Any
 """An nn.Module with timm's attributes: pretrained_cfg, feature_info, forward_intermediates, ..."""
 
+Look: TypeAlias = Callable[[Tensor], list[Tensor]]
+"""image (B, C, H, W) -> maps (B, c, h, w)."""
+
 _REFUSALS = (RuntimeError, AssertionError, ValueError, IndexError, TypeError)  # how timm models refuse a size
 
 
@@ -28,6 +31,7 @@ class Geometry:
 
     indices: tuple[int, ...]  # into timm's forward_intermediates, in the order of computation
     norm: bool  # the model's final norm is applied to every map (plain ViTs)
+    final: bool  # the last map is what the model's own classifier pools: after its final convolution or norm
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     multiple: int  # inputs are padded to a multiple of this many pixels
@@ -72,28 +76,42 @@ def resolve_indices(strides: Sequence[int], indices: Sequence[int] | None) -> tu
     return tuple(absolute)
 
 
-def features(model: TimmModel, image: Tensor, indices: Sequence[int], norm: bool) -> list[Tensor]:
+def features(
+    model: TimmModel, image: Tensor, indices: Sequence[int], *, norm: bool, final: bool
+) -> list[Tensor]:
     """Feature maps (B, C, h, w) of `image` (B, C, H, W), by timm's forward_intermediates."""
-    maps: list[Tensor] = model.forward_intermediates(
-        image, indices=list(indices), norm=norm, output_fmt="NCHW", intermediates_only=True
+    found = model.forward_intermediates(
+        image, indices=list(indices), norm=norm, output_fmt="NCHW", intermediates_only=not final
     )
-    return maps
+    if not final:
+        return list(found)
+    last, maps = found
+    if last.ndim == 4:  # tokens: the last map has the final norm already
+        channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        maps = [*maps[:-1], last.permute(0, 3, 1, 2) if channels_last else last]
+    return list(maps)
 
 
 def measure(
-    model: TimmModel, *, in_chans: int, size: tuple[int, int], indices: Sequence[int] | None
+    model: TimmModel, *, in_chans: int, size: tuple[int, int], indices: Sequence[int] | None, final: bool
 ) -> Geometry:
     """Geometry of `model`, which lies on the meta device; `size`: an input (H, W) it takes for certain."""
     stated = reductions(model)
     chosen = resolve_indices(stated, indices)
+    if final and chosen[-1] != len(stated) - 1:
+        raise BackboneError(f"indices {list(chosen)} leave out the map {len(stated) - 1}, so none is final")
     norm = len(set(stated)) == 1
-    maps = _shapes(model, in_chans, size, chosen, norm)
+
+    def look(image: Tensor) -> list[Tensor]:
+        return features(model, image, chosen, norm=norm, final=final)
+
+    maps = _shapes(look, in_chans, size)
     if maps is None:
         raise BackboneError(f"{type(model).__name__} gives no feature maps at input {size[0]}x{size[1]}")
     strides = tuple(_stride(size, shape, stated[i]) for shape, i in zip(maps, chosen, strict=True))
-    multiple = _multiple(model, in_chans, size, chosen, norm, strides)
+    multiple = _multiple(look, in_chans, size, strides)
     channels = tuple(shape[0] for shape in maps)
-    return Geometry(chosen, norm, channels, strides, multiple or 1, None if multiple else size)
+    return Geometry(chosen, norm, final, channels, strides, multiple or 1, None if multiple else size)
 
 
 def ceil_to(length: int, multiple: int) -> int:
@@ -101,14 +119,12 @@ def ceil_to(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def _shapes(
-    model: TimmModel, in_chans: int, size: tuple[int, int], indices: Sequence[int], norm: bool
-) -> list[tuple[int, int, int]] | None:
+def _shapes(look: Look, in_chans: int, size: tuple[int, int]) -> list[tuple[int, int, int]] | None:
     """(channels, h, w) of each map at the input size, or None if the model refuses the size."""
     image = torch.empty(1, in_chans, *size, device="meta")
     try:
         with torch.no_grad():
-            maps = features(model, image, indices, norm)
+            maps = look(image)
     except _REFUSALS:
         return None
     return [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
@@ -127,14 +143,7 @@ def _stride(size: tuple[int, int], shape: tuple[int, int, int], stated: int) -> 
     )
 
 
-def _multiple(
-    model: TimmModel,
-    in_chans: int,
-    size: tuple[int, int],
-    indices: Sequence[int],
-    norm: bool,
-    strides: Sequence[int],
-) -> int | None:
+def _multiple(look: Look, in_chans: int, size: tuple[int, int], strides: Sequence[int]) -> int | None:
     """Smallest tried number whose multiples all give maps of H / stride; None if only `size` works.
 
     Never below the coarsest stride, though most CNNs take any size: where a map has an odd number of rows,
@@ -145,7 +154,7 @@ def _multiple(
     coarsest = math.lcm(*strides)
     for multiple in sorted({coarsest, 2 * coarsest, *(size if size[0] == size[1] else ())}):
         trial = (2 * multiple, 3 * multiple)
-        if _agrees(_shapes(model, in_chans, trial, indices, norm), trial, strides):
+        if _agrees(_shapes(look, in_chans, trial), trial, strides):
             return multiple
     return None
 

@@ -91,7 +91,11 @@ def _adaptable(backbone: Backbone) -> list[str]:
     size = geometry.size or (ceil_to(2 * max(geometry.strides), geometry.multiple),) * 2
     with torch.no_grad():
         features(
-            model, torch.empty(1, len(backbone.mean), *size, device="meta"), geometry.indices, geometry.norm
+            model,
+            torch.empty(1, len(backbone.mean), *size, device="meta"),
+            geometry.indices,
+            norm=geometry.norm,
+            final=geometry.final,
         )
     return [name for name, _ in model.named_modules() if name in called]
 

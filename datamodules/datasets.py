@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from datamodules.augment import Augment
 from datamodules.batch import IGNORE, Batch, Item, Sample, Window
@@ -219,11 +219,11 @@ def to_sample(image: np.ndarray, mask: np.ndarray, valid: np.ndarray, item: Item
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stacks samples of one size."""
+    """Stacks samples of one size; a loader process does so in the memory that it shares."""
     return Batch(
-        image=torch.stack([sample["image"] for sample in samples]),
-        mask=torch.stack([sample["mask"] for sample in samples]),
-        valid=torch.stack([sample["valid"] for sample in samples]),
+        image=default_collate([sample["image"] for sample in samples]),
+        mask=default_collate([sample["mask"] for sample in samples]),
+        valid=default_collate([sample["valid"] for sample in samples]),
         item=[sample["item"] for sample in samples],
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from datamodules.batch import Item, Sample
 
@@ -62,9 +62,9 @@ class LabelledDataset(Dataset[LabelledSample]):
 def collate_labelled(samples: Sequence[LabelledSample]) -> LabelledBatch:
     """Stacks samples of one size."""
     return LabelledBatch(
-        image=torch.stack([sample["image"] for sample in samples]),
-        valid=torch.stack([sample["valid"] for sample in samples]),
-        label=torch.stack([sample["label"] for sample in samples]),
+        image=default_collate([sample["image"] for sample in samples]),
+        valid=default_collate([sample["valid"] for sample in samples]),
+        label=default_collate([sample["label"] for sample in samples]),
         item=[sample["item"] for sample in samples],
     )
 

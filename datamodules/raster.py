@@ -8,13 +8,15 @@ one band at its nodata value makes the pixel invalid; except in 8-bit files, whi
 
 from __future__ import annotations
 
+import mmap
 import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from math import ceil, floor, isnan
+from math import ceil, floor, isnan, prod
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,9 @@ os.environ.setdefault("GDAL_CACHEMAX", "256")
 
 OPEN_FILES = 256
 """Datasets that a process keeps open."""
+
+LARGE = 4 * 2**20
+"""Bytes from which an array that is read has memory of its own."""
 
 LONLAT = CRS.from_epsg(4326)
 
@@ -313,13 +318,30 @@ def _read(
     """values (C, H, W), valid (H, W) of a window inside the file, perhaps decimated to a shape."""
     area = windows.Window(window.col, window.row, window.width, window.height)
     with _reading(file.name, window):
-        values = file.read(
-            list(bands), window=area, out_shape=None if shape is None else (len(bands), *shape)
-        )
+        size = shape or (window.height, window.width)
+        values = file.read(list(bands), window=area, out=_allocate((len(bands), *size), _dtype(file, bands)))
         valid = is_measured(values, nodata)
         if masked:
-            valid &= file.dataset_mask(window=area, out_shape=shape or values.shape[1:]) > 0
+            valid &= file.dataset_mask(window=area, out_shape=size) > 0
     return values, valid
+
+
+def _dtype(file: DatasetReader, bands: Sequence[int]) -> np.dtype[Any]:
+    return np.dtype(file.dtypes[bands[0] - 1])
+
+
+def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """An empty array; a large one in memory that the system gets back, whole, once nobody needs it.
+
+    Super-tiles of many sizes that come and go would leave holes in the heap, and the process would grow.
+    """
+    count = prod(shape)
+    if count * dtype.itemsize < LARGE or not hasattr(mmap, "MAP_PRIVATE"):
+        return np.empty(shape, dtype)
+    memory = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(AttributeError, OSError):  # not on every system
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
 def is_measured(values: np.ndarray, nodata: float | None) -> np.ndarray:
@@ -394,9 +416,13 @@ def _refuse_cut_off(file: DatasetReader, path: str) -> None:
 
 
 def _open(path: str) -> DatasetReader:
-    # GDAL lists the whole folder for each file otherwise, to see which side files there are
-    lean = rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE")
-    with _reading(path, "opening"), warnings.catch_warnings(), lean:
+    options = {
+        # GDAL lists the whole folder for each file otherwise, to see which side files there are
+        "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
+        # blocks of one read are unpacked in parallel, unless loader processes share the cores already
+        "GDAL_NUM_THREADS": os.environ.get("GDAL_NUM_THREADS", "1" if parent_process() else "ALL_CPUS"),
+    }
+    with _reading(path, "opening"), warnings.catch_warnings(), rasterio.Env(**options):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a mask without CRS is fine
         return rasterio.open(path)
 

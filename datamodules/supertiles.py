@@ -30,6 +30,9 @@ LANES = 4
 OPEN = 8
 """Super-tiles from which a batch is mixed; at least LEAST."""
 LEAST = 4
+DENSITY = 1.5
+"""Windows per area of the ground that is read in an epoch far too short to see all of it: unpacking costs more
+than cutting, and the rest is seen in other epochs."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,16 @@ class Group:
     """(n,) indices of the samples: first those drawn in the tile, then those about pixels."""
     pixels: np.ndarray
     """(m, 2) row, col of the scene: the pixels of the last m members."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The windows of a group."""
+
+    windows: list[tuple[Window, tuple[int, int] | None]]
+    """Each with the pixel to centre a crop on."""
+    shared: Item | None
+    """The super-tile from which they are cut; None: they are better read alone."""
 
 
 @dataclass(frozen=True)
@@ -142,32 +155,21 @@ class SuperTilePlan(WindowPlan):
         self._whole = sides <= self.cells * self._blocks
         self._count = np.where(self._whole, 1, count)
         self._epoch: tuple[tuple[int, int], Epoch] | None = None
-        self._drawn: OrderedDict[tuple[int, int, int], list[tuple[Window, tuple[int, int] | None]]] = (
-            OrderedDict()
-        )
+        self._drawn: OrderedDict[tuple[int, int, int], Drawing] = OrderedDict()
 
     def draw(self, key: SampleKey, rng: np.random.Generator) -> tuple[Item, tuple[int, int] | None]:
         """See WindowPlan; rng isn't used: windows are drawn together."""
         epoch = self.epoch(key.seed, key.epoch)
         group = int(epoch.of[key.index])
-        window, centre = self._windows(key, group)[epoch.place[key.index]]
+        window, centre = self._drawing(key, group).windows[epoch.place[key.index]]
         region = self.regions[epoch.groups[group].region]
         name = f"{region.item.id}@{window.row},{window.col}"
         return replace(self._item(region), id=name, window=window), centre
 
     def shared(self, key: SampleKey) -> Item | None:
         """The super-tile from which the sample is cut; None: it is better read alone."""
-        epoch = self.epoch(key.seed, key.epoch)
-        group = int(epoch.of[key.index])
-        windows = [window for window, _ in self._windows(key, group)]
-        row, col = min(each.row for each in windows), min(each.col for each in windows)
-        bottom = max(each.row + each.height for each in windows)
-        right = max(each.col + each.width for each in windows)
-        area = (bottom - row) * (right - col)
-        if len(windows) == 1 or 2 * sum(each.height * each.width for each in windows) < area:
-            return None
-        item = self._item(self.regions[epoch.groups[group].region])
-        return replace(item, window=Window(row, col, bottom - row, right - col))
+        group = int(self.epoch(key.seed, key.epoch).of[key.index])
+        return self._drawing(key, group).shared
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """(length,) samples in the order in which they are shown."""
@@ -240,7 +242,9 @@ class SuperTilePlan(WindowPlan):
         edges = np.cumsum(counts[shuffled].prod(axis=1))
         total = int(edges[-1])
         share = windows * self.size[0] * self.size[1] / max(float(self.area.sum()), 1.0)
-        number = min(total, max(int(np.ceil(share * total)), self.lanes * self.open))
+        share = min(share, 1.0)
+        density = share + (1 - share) * DENSITY
+        number = min(total, max(int(np.ceil(share * total / density)), self.lanes * self.open))
         chosen = np.unique(((rng.random() + np.arange(number)) * total / number).astype(np.int64))
         owner = np.searchsorted(edges, chosen, side="right")
         tiles = []
@@ -297,8 +301,8 @@ class SuperTilePlan(WindowPlan):
         rounds = min(map(len, streams)) // self.batch_size
         whole = rounds * self.batch_size
         head = [stream[:whole].reshape(rounds, self.batch_size) for stream in streams]
-        rest = np.concatenate([stream[whole:] for stream in streams])
-        return np.concatenate([np.stack(head, axis=1).ravel(), rng.permutation(rest)])
+        # lane by lane: what is mixed of all lanes would be read by all processes
+        return np.concatenate([np.stack(head, axis=1).ravel(), *(stream[whole:] for stream in streams)])
 
     def _mixed(self, groups: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
         """The members of groups: the first ones, `open` at most, evenly mixed, then the next ones."""
@@ -315,15 +319,28 @@ class SuperTilePlan(WindowPlan):
 
     # ---------------------------------------------------------------- a group's windows
 
-    def _windows(self, key: SampleKey, index: int) -> list[tuple[Window, tuple[int, int] | None]]:
-        """Of a group, each with the pixel to centre a crop on; the last ones are kept."""
+    def _drawing(self, key: SampleKey, index: int) -> Drawing:
+        """Of a group; the last ones are kept."""
         known = (key.seed, key.epoch, index)
         if known not in self._drawn:
             group = self.epoch(key.seed, key.epoch).groups[index]
-            self._drawn[known] = self._draw_group(group, np.random.default_rng((*known, 4)))
+            windows = self._draw_group(group, np.random.default_rng((*known, 4)))
+            self._drawn[known] = Drawing(windows, self._shared(group, [window for window, _ in windows]))
             if len(self._drawn) > 4 * LANES * OPEN:
                 self._drawn.popitem(last=False)
         return self._drawn[known]
+
+    def _shared(self, group: Group, windows: Sequence[Window]) -> Item | None:
+        """What windows are cut from; None where most of it would be read for nothing."""
+        row, col = min(each.row for each in windows), min(each.col for each in windows)
+        bottom = max(each.row + each.height for each in windows)
+        right = max(each.col + each.width for each in windows)
+        area = (bottom - row) * (right - col)
+        if len(windows) == 1 or 2 * sum(each.height * each.width for each in windows) < area:
+            return None
+        return replace(
+            self._item(self.regions[group.region]), window=Window(row, col, bottom - row, right - col)
+        )
 
     def _draw_group(
         self, group: Group, rng: np.random.Generator
@@ -397,8 +414,10 @@ class SuperTiles:
         assert item.window is not None
         row, col = item.window.row - shared.window.row, item.window.col - shared.window.col
         inside = np.s_[row : row + item.window.height, col : col + item.window.width]
-        # copies: whoever gets a sample may change it
-        return RawSample(raw.values[:, *inside].copy(), raw.valid[inside].copy(), raw.mask[inside].copy())
+        # whoever gets a sample may change what is small; pixels are copied by what is done to them
+        values = raw.values[:, *inside]
+        values.flags.writeable = False
+        return RawSample(values, raw.valid[inside].copy(), raw.mask[inside].copy())
 
     def _tile(self, item: Item) -> RawSample:
         if self._process != os.getpid():

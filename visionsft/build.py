@@ -115,6 +115,7 @@ def build_backbone(config: Config, bands: Sequence[str], *, pretrained: bool = T
         indices=wanted.indices,
         img_size=wanted.img_size,
         drop_path_rate=wanted.drop_path_rate,
+        final=isinstance(config, ClassificationConfig) and wanted.indices is None,
     )
 
 

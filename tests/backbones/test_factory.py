@@ -59,3 +59,26 @@ def test_a_backbone_is_differentiable_and_takes_channels_last() -> None:
     image = torch.randn(2, 3, 64, 64, requires_grad=True)
     backbone(image.to(memory_format=torch.channels_last))[-1].sum().backward()
     assert image.grad is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["test_efficientnet", "test_resnet", "swin_tiny_patch4_window7_224", "resnetv2_50"]
+)
+def test_the_final_map_is_what_timm_itself_pools(name: str) -> None:
+    backbone = create_backbone(name, weights="none", img_size=(224, 224), final=True).eval()
+    whole = timm.create_model(name, num_classes=0).eval()
+    shared = {key: value for key, value in backbone.model.state_dict().items() if key in whole.state_dict()}
+    assert whole.load_state_dict(shared, strict=False).missing_keys == []
+    image = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            backbone(image)[-1].mean((2, 3)), whole(image).reshape(2, -1), rtol=1e-4, atol=1e-4
+        )
+    assert {p for stage in backbone.stages() for p in stage.parameters} == {
+        f"model.{key}" for key, _ in backbone.model.named_parameters()
+    }
+
+
+def test_without_the_last_map_none_is_final() -> None:
+    with pytest.raises(BackboneError, match=r"indices \[0, 1\] leave out the map"):
+        create_backbone("test_resnet", weights="none", indices=(0, 1), final=True)

@@ -102,7 +102,7 @@ def test_a_sample_follows_from_its_key_alone():
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_read_no_super_tile_twice(processes):
-    plan = make_plan([region(str(i), 512, 512) for i in range(4)], length=2048)
+    plan = make_plan([region(str(i), 512, 512) for i in range(8)], length=4096)
     epoch = plan.epoch(0, 0)
     batches = epoch.order.reshape(-1, 16)
     owners = [set(epoch.of[batches[each::processes].ravel()].tolist()) for each in range(processes)]

@@ -32,7 +32,7 @@ from visionsft.prediction.merging import Iou, Merging
 from visionsft.prediction.objectfiles import corners, open_objects, write_coco
 from visionsft.prediction.scenes import SceneSource, ahead
 from visionsft.prediction.slicing import (
-    CACHE_MB,
+    CACHE_BYTES,
     SIDE,
     SceneDetections,
     Slices,
@@ -178,7 +178,7 @@ class SceneDetectionPredictor(DetectionPredictor):
         """The objects of a scene in bands from top to bottom, in its pixels."""
         slices = self.usual_slices()
         grid = slices.plan(source.shape, step=source.step)
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
             yield from detect_tiles(self.detector, source, grid, slices)
 
     def predict(self, path: str, targets: dict[str, Path], *, overwrite: bool) -> str:

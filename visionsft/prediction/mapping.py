@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 LayerName = Literal["classes", "probability", "confidence", "entropy"]
 SHOWN = 2048
 """Longer side of an overlay, in pixels, at most."""
-CACHE_MB = 64
+CACHE_BYTES = 64 * 2**20
 """GDAL's, for the blocks that neighbouring tiles share."""
 CHOICE_PIXELS = 8 * 1024 * 1024
 """Of a scene from which on trying all backends pays."""
@@ -129,7 +129,7 @@ class ScenePredictor:
     ) -> Iterator[Band]:
         """Finished rows of the maps, from row `first` of the grid to before row `last`."""
         layers = make_layers(self.options.layers, num_classes=self.num_classes, temperature=self.temperature)
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
             pieces = blend_tiles(
                 source,
                 partial(

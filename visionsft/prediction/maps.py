@@ -33,7 +33,7 @@ from visionsft.prediction.scenes import FULL, Band
 
 BLOCK = 512
 """Side of the finished files' tiles."""
-CACHE_MB = 64
+CACHE_BYTES = 64 * 2**20
 """GDAL's, while it finishes a file."""
 
 
@@ -179,7 +179,7 @@ def _centres(length: int, count: int) -> NDArray[np.int64]:
 def write_cog(source: Path, target: Path, *, overviews: str) -> None:
     """What GDAL opens as `source` as a Cloud-Optimised GeoTIFF, streamed; complete, or not there."""
     with atomic_path(target) as path:
-        with rasterio.Env(GDAL_CACHEMAX=CACHE_MB, GDAL_DISABLE_READDIR_ON_OPEN="TRUE", GDAL_PAM_ENABLED="NO"):
+        with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN="TRUE", GDAL_PAM_ENABLED="NO"):
             rasterio.shutil.copy(
                 str(source), str(path), driver="COG", compress="DEFLATE", blocksize=BLOCK,
                 overview_resampling=overviews, num_threads="ALL_CPUS", bigtiff="IF_SAFER",

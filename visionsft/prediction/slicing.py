@@ -33,7 +33,7 @@ from visionsft.prediction.tiling import batch_size, lay_tiles
 
 SIDE, OVERLAP = 2048 + 128, 128
 """Of tiles, in pixels, where nothing else is said."""
-CACHE_MB = 64
+CACHE_BYTES = 64 * 2**20
 """GDAL's, for the blocks that neighbouring tiles share."""
 REQUIRED = ("boxes", "scores", "labels")
 """Fields that all detections have."""
@@ -111,7 +111,7 @@ def detect_scene(
     chosen = header.indexes if bands is None else header.select(bands)
     scene = Scene(header=header, grid=header.grid, bands=chosen, nodata=header.nodata)
     source = SceneSource(scene, normalisation)
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
         yield from detect_tiles(detector, source, slices.plan(source.shape), slices)
 
 
