@@ -31,7 +31,7 @@ from datamodules.sampling import (
     near_labels,
     samples_to_cover,
 )
-from datamodules.splits import Splits, group_samples, shared_groups
+from datamodules.splits import Splits, group_samples
 from datamodules.statistics import (
     Moments,
     Normalisation,
@@ -259,7 +259,7 @@ class DataModule(LightningDataModule):
             "fingerprint": figures.fingerprint,
             "skipped": [list(pair) for pair in self.skipped],
             "unmatched": list(self.unmatched),
-            "warnings": [*self.notes, *shared_groups(self.items), *notes],
+            "warnings": [*self.notes, *notes],
         }
 
     # ---------------------------------------------------------------- inside

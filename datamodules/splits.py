@@ -290,17 +290,6 @@ def group_samples(splits: Splits) -> dict[str, dict[str, int]]:
     return {split: dict(sorted(groups.items())) for split, groups in counts.items()}
 
 
-def shared_groups(splits: Splits) -> list[str]:
-    """One line for each group that is in two splits: given splits may do that, and their scores flatter."""
-    counts = {split: Counter(item.group for item in items) for split, items in splits.items()}
-    return [
-        f"group '{group}' is in two splits: {first} ({counts[first][group]} samples) "
-        f"and {second} ({counts[second][group]})"
-        for first, second in (("train", "val"), ("train", "test"), ("val", "test"))
-        for group in sorted(counts[first].keys() & counts[second].keys())
-    ]
-
-
 def _listed(file: Path, names: Mapping[str, Sequence[Item]]) -> list[Item]:
     try:
         lines = file.read_text().splitlines()
