@@ -14,6 +14,7 @@ from math import hypot
 from typing import cast
 
 import numpy as np
+import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
@@ -143,6 +144,12 @@ class Ground:
             return None
         border = float(np.sqrt(((polygon - np.roll(polygon, 1, axis=0)) ** 2).sum(axis=1)).sum())
         return polygon if area(polygon) > EDGE_ERROR * border else None
+
+    def distance(self, one: int, other: int) -> float:
+        """From `one` to `other`, as the crow flies, in pixels of `other`."""
+        grid = self.grids[other]
+        outline = shapely.Polygon(self._outline_in(one, other))
+        return float(shapely.distance(outline, shapely.box(0, 0, grid.width, grid.height)))
 
     def _lie_apart(self, one: int, other: int, margin: float) -> bool:
         """Whether a glance tells that grids in metres of one CRS don't meet."""

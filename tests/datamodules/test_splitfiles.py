@@ -25,7 +25,7 @@ CHIP = 16
 
 def scenes(root: Path, split: Split) -> GeoTiffDataModule:
     module = GeoTiffDataModule(
-        root, images="images/*.tif", labels="labels/{name}.tif", classes=CLASSES, chip=(CHIP, CHIP),
+        root, images="images/*.tif", labels="labels/{name}.tif", classes=CLASSES, chip=CHIP,
         split=split, cache_dir=root.parent / "cache",
     )  # fmt: skip
     module.scan()
@@ -33,7 +33,7 @@ def scenes(root: Path, split: Split) -> GeoTiffDataModule:
 
 
 def frames(root: Path, split: Split, *, drives: str | None = None) -> CameraFrameDataModule:
-    folder = "{split}/" if isinstance(split, FolderSplit) else "**/"
+    folder = "{split}/" if isinstance(split, FolderSplit) else "all/"
     module = CameraFrameDataModule(
         root, layout="pairs", images=f"images/{folder}*.png", labels=f"masks/{folder}{{name}}.png",
         classes=CLASSES, size=(16, 16), split=split, drive_pattern=drives, cache_dir=root.parent / "cache",
@@ -57,7 +57,9 @@ def overlapping(tmp_path: Path, write_raster: Callable[..., Path]) -> Path:
         label = np.full((160, 160), 2 if name == "b" else 1, np.uint8)
         label[:8, :8] = 3
         place = {"crs": crs, "west": west, "north": north}
-        write_raster(tmp_path / f"data/images/{name}.tif", rng.integers(1, 255, (3, 160, 160), np.uint8), **place)
+        write_raster(
+            tmp_path / f"data/images/{name}.tif", rng.integers(1, 255, (3, 160, 160), np.uint8), **place
+        )
         write_raster(tmp_path / f"data/labels/{name}.tif", label, **place)
     return tmp_path / "data"
 
@@ -86,7 +88,9 @@ def test_split_of_scenes_is_read_back_as_it_was(overlapping: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("stratify", [False, True])
-def test_place_split_across_crs_shares_no_ground_and_keeps_a_chip_apart(overlapping: Path, stratify: bool) -> None:
+def test_place_split_across_crs_shares_no_ground_and_keeps_a_chip_apart(
+    overlapping: Path, stratify: bool
+) -> None:
     module = scenes(overlapping, PlaceSplit(400.0, val=0.25, test=0.25, stratify=stratify))
     assert {Path(item.image).stem for item in module.items["train"]} >= {"a", "b"}
     assert not [leak for leak in find_leaks(module, hashes=False) if leak.kind in ("ground", "near")]
@@ -95,7 +99,9 @@ def test_place_split_across_crs_shares_no_ground_and_keeps_a_chip_apart(overlapp
 
 def test_scenes_of_the_same_ground_stay_together_and_contradict(overlapping: Path) -> None:
     module = scenes(overlapping, SceneSplit(0.25, 0.25))
-    group = {Path(item.image).stem: (name, item.group) for name, items in module.items.items() for item in items}
+    group = {
+        Path(item.image).stem: (name, item.group) for name, items in module.items.items() for item in items
+    }
     assert group["a"] == group["b"]
     assert len(set(group.values())) == 3
     kinds = [leak.kind for leak in find_leaks(module, hashes=True)]
@@ -112,14 +118,21 @@ def test_given_split_with_shared_ground_is_found(overlapping: Path, tmp_path: Pa
 
 
 def test_drives_in_two_folders_and_copied_frames_are_found(tmp_path: Path) -> None:
-    root = drive_frames(tmp_path / "data", {"train": ["x_1", "x_90", "y_1"], "val": ["x_5", "z_1"], "test": ["w_1"]})
+    root = drive_frames(
+        tmp_path / "data", {"train": ["x_1", "x_90", "y_1"], "val": ["x_5", "z_1"], "test": ["w_1"]}
+    )
     (root / "images/test/w_1.png").write_bytes((root / "images/train/y_1.png").read_bytes())
-    leaks = {(leak.kind, leak.splits): leak for leak in find_leaks(frames(root, FolderSplit(), drives="^(.)_"), hashes=True)}
+    leaks = {
+        (leak.kind, leak.splits): leak
+        for leak in find_leaks(frames(root, FolderSplit(), drives="^(.)_"), hashes=True)
+    }
     assert leaks["drive", ("train", "val")].count == 1
     assert leaks["drive", ("train", "val")].total == 2
     assert "4 frame numbers apart" in leaks["neighbour", ("train", "val")].examples[0].note
     assert leaks["identical", ("train", "test")].count == 1
-    assert describe(list(leaks.values()))[0].startswith("train leaks into val: 1 of 2 val frames is of drives")
+    assert describe(list(leaks.values()))[0].startswith(
+        "train leaks into val: 1 of 2 val frames is of drives"
+    )
 
 
 def test_drives_by_table_stay_whole(tmp_path: Path) -> None:

@@ -19,14 +19,18 @@ def reached(owner: tuple[int, ...], holds: np.ndarray) -> int:
 
 
 @settings(max_examples=60)
-@given(st.lists(st.lists(st.integers(0, 2), min_size=3, max_size=3), min_size=3, max_size=6), st.integers(0, 3))
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=3, max_size=3), min_size=3, max_size=6), st.integers(0, 3)
+)
 def test_no_split_is_empty_and_close_to_the_best(rows: list[list[int]], seed: int) -> None:
     amounts = np.array(rows, np.float64)
     names = [f"g{i}" for i in range(len(rows))]
     owner = stratify(names, [1.0] * len(rows), amounts, shares=SHARES, seed=seed)
     assert set(owner.values()) == set(SHARES)
     mine = reached(tuple(list(SHARES).index(owner[name]) for name in names), amounts > 0)
-    best = max(reached(each, amounts > 0) for each in product(range(3), repeat=len(rows)) if len(set(each)) == 3)
+    best = max(
+        reached(each, amounts > 0) for each in product(range(3), repeat=len(rows)) if len(set(each)) == 3
+    )
     assert mine >= best - 1  # local search
     missing = find_missing(owner, names, amounts, splits=list(SHARES))
     occurring = int((amounts > 0).any(axis=0).sum())
