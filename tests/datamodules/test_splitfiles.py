@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from rasterio.warp import transform
+from scipy.spatial import cKDTree
 
 from datamodules.camera import CameraFrameDataModule
 from datamodules.classes import ClassSpec
 from datamodules.errors import DataError
 from datamodules.geotiff import GeoTiffDataModule
 from datamodules.leaks import describe, find_leaks
+from datamodules.raster import Grid
 from datamodules.splitfiles import format_blocks, format_split
 from datamodules.splits import DriveSplit, FileSplit, FolderSplit, PlaceSplit, SceneSplit, Split
 
@@ -176,3 +182,69 @@ def test_table_lists_what_is_left_out(overlapping: Path, tmp_path: Path) -> None
     module = scenes(overlapping, FileSplit(path))
     rows = list(csv.DictReader(format_split(module.items, found=module.found).splitlines()))
     assert sorted(row["split"] for row in rows) == ["none", "none", "train", "val"]
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    east=st.integers(-1500, 1500),
+    north=st.integers(-1500, 1500),
+    block=st.sampled_from([350.0, 500.0]),
+    seed=st.integers(0, 99),
+)
+def test_place_splits_share_no_pixel_and_keep_their_gap(
+    write_raster: Callable[..., Path], east: int, north: int, block: float, seed: int
+) -> None:
+    """Pixels' corners of different splits, as points in space, are a chip apart whatever the scenes' overlap."""
+    with TemporaryDirectory() as folder:
+        root = Path(folder) / "data"
+        xs, ys = transform("EPSG:32633", "EPSG:32632", [500_000.0 + east], [5_400_000.0 + north])
+        for name, crs, x, y in (("a", 32633, 500_000.0, 5_400_000.0), ("b", 32632, xs[0], ys[0])):
+            place = {"crs": f"EPSG:{crs}", "west": x, "north": y}
+            write_raster(root / f"images/{name}.tif", np.ones((3, 120, 120), np.uint8), **place)
+            write_raster(root / f"labels/{name}.tif", np.ones((120, 120), np.uint8), **place)
+        module = scenes(root, PlaceSplit(block, val=0.25, test=0.25, seed=seed))
+        reader = module.reader()
+        points = {
+            split: np.concatenate([_edge_points(reader.grid(item)) for item in items])
+            for split, items in module.items.items()
+            if items
+        }
+    for one, other in combinations(points, 2):
+        distances, _ = cKDTree(points[one]).query(points[other])
+        assert distances.min() >= CHIP * 10 * 0.99
+
+
+def _edge_points(grid: Grid) -> np.ndarray:
+    """(n, 2) metres in zone 33, a pixel apart, of a window's border."""
+    rows, cols = np.meshgrid(np.arange(grid.height + 1), np.arange(grid.width + 1), indexing="ij")
+    border = (rows % grid.height == 0) | (cols % grid.width == 0)
+    lons, lats = grid.to_lonlat(rows[border].astype(float), cols[border].astype(float))
+    return np.stack(transform("EPSG:4326", "EPSG:32633", lons, lats), axis=1)
+
+
+def test_place_split_at_the_date_line(tmp_path: Path, write_raster: Callable[..., Path]) -> None:
+    for name, crs in (("a", "EPSG:32660"), ("b", "EPSG:32601")):
+        xs, ys = transform("EPSG:4326", crs, [179.99], [0.02])
+        place = {"crs": crs, "west": xs[0], "north": ys[0]}
+        write_raster(tmp_path / f"data/images/{name}.tif", np.ones((3, 200, 200), np.uint8), **place)
+        write_raster(tmp_path / f"data/labels/{name}.tif", np.ones((200, 200), np.uint8), **place)
+    module = scenes(tmp_path / "data", PlaceSplit(500.0, val=0.25, test=0.25))
+    groups = {split: {item.group for item in items} for split, items in module.items.items()}
+    assert all(groups.values())
+    assert not find_leaks(module, hashes=False)
+    by_scene = [
+        {item.group for items in module.items.values() for item in items if name in item.id}
+        for name in ("a.tif", "b.tif")
+    ]
+    assert by_scene[0] & by_scene[1]  # the same ground has the same name on both sides
+
+
+@pytest.mark.slow
+def test_camvid_leaks(shared: Path, tmp_path: Path) -> None:
+    root = shared / "data/camvid"
+    if not root.exists():
+        pytest.skip("no CamVid")
+    module = CameraFrameDataModule(root, layout="camvid", crop=(64, 64), cache_dir=tmp_path)
+    found = {(leak.kind, leak.splits): (leak.count, leak.total) for leak in find_leaks(module, hashes=False)}
+    assert found["drive", ("train", "val")] == (101, 101)
+    assert found["drive", ("train", "test")] == (62, 233)
