@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from datamodules.geotiff_objects import GeoTiffDetectionDataModule
     from datamodules.labelled import LabelledBatch, LabelledSample
     from datamodules.labels import VectorOptions
+    from datamodules.leaks import Leak, find_leaks
     from datamodules.sampling import SampleKey
-    from datamodules.splits import DriveSplit, FolderSplit, ListSplit, PlaceSplit, SceneSplit
+    from datamodules.splits import DriveSplit, FileSplit, FolderSplit, ListSplit, PlaceSplit, SceneSplit
     from datamodules.statistics import Normalisation, Statistics
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "DataModule",
     "DetectionDataModule",
     "DriveSplit",
+    "FileSplit",
     "FolderSplit",
     "GeoTiffClassificationDataModule",
     "GeoTiffDataModule",
@@ -49,6 +51,7 @@ __all__ = [
     "Item",
     "LabelledBatch",
     "LabelledSample",
+    "Leak",
     "ListSplit",
     "Normalisation",
     "PlaceSplit",
@@ -59,6 +62,7 @@ __all__ = [
     "Statistics",
     "VectorOptions",
     "Window",
+    "find_leaks",
 ]
 
 _MODULES = {
@@ -77,8 +81,9 @@ _MODULES = {
     "geotiff_objects": ("GeoTiffDetectionDataModule",),
     "labelled": ("LabelledBatch", "LabelledSample"),
     "labels": ("VectorOptions",),
+    "leaks": ("Leak", "find_leaks"),
     "sampling": ("SampleKey",),
-    "splits": ("DriveSplit", "FolderSplit", "ListSplit", "PlaceSplit", "SceneSplit"),
+    "splits": ("DriveSplit", "FileSplit", "FolderSplit", "ListSplit", "PlaceSplit", "SceneSplit"),
     "statistics": ("Normalisation", "Statistics"),
 }
 

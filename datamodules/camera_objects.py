@@ -20,6 +20,7 @@ from datamodules.errors import DataError
 from datamodules.frames import Fit, PictureReader
 from datamodules.layouts import Listing
 from datamodules.object_layouts import LayoutOptions, ObjectLayoutName, choose_layout
+from datamodules.objects_reading import class_indices, count_objects
 from datamodules.sampling import SampleKey
 from datamodules.sizes import FrameCheck
 from datamodules.splits import FolderSplit, Split
@@ -142,6 +143,14 @@ class CameraDetectionDataModule(DriveModule, DetectionDataModule):
 
     def _size(self, item: Item) -> tuple[int, int]:
         return self.fit(self._frame_sizes[item.image])
+
+    def _class_amounts(self, items: Sequence[Item]) -> np.ndarray:
+        """See the base: objects as the label files name them."""
+        self._use_own_classes()
+        listing = self._together()
+        owners = class_indices(self.specs, ignore=self.ignore, legend=listing.legend)
+        found = [listing.annotations[item.id] for item in items]
+        return np.array([count_objects(each, owners, classes=len(self.classes)) for each in found])
 
     def _facts(self) -> dict[str, object]:
         own = {"size": self.fit.size, "longest": self.fit.longest, "layout": vars(self.layout.options)}

@@ -153,13 +153,7 @@ class ClassificationDataModule(SizedModule):
 
     def _read_labels(self, splits: Mapping[str, Sequence[Item]]) -> dict[str, str]:
         """Fills the labels of all items, without those that have ignored labels alone; returns problems by path."""
-        if self._owns_classes:
-            names = sorted(
-                {name for each in self._listings for name in each.names} - {str(v) for v in self._ignored}
-            )
-            self._set_classes([ClassSpec(name, (name,)) for name in names])
-        meanings = class_indices(self.specs, ignore=self._ignored, legend=Legend(()))
-        owners = {str(value): index for value, index in meanings.items()}
+        owners = self._owners()
         labels = {id: found for each in self._listings for id, found in each.labels.items()}
         places = {id: place for each in self._listings for id, place in each.places.items()}
         problems: dict[str, str] = {}
@@ -181,6 +175,25 @@ class ClassificationDataModule(SizedModule):
         if without:
             self.notes.append(f"{without} images have an ignored label: they are left out")
         return problems
+
+    def _owners(self) -> dict[str, int]:
+        """Index of the class that every label means; sets the classes where none were given."""
+        if self._owns_classes:
+            names = sorted(
+                {name for each in self._listings for name in each.names} - {str(v) for v in self._ignored}
+            )
+            self._set_classes([ClassSpec(name, (name,)) for name in names])
+        meanings = class_indices(self.specs, ignore=self._ignored, legend=Legend(()))
+        return {str(value): index for value, index in meanings.items()}
+
+    def _class_amounts(self, items: Sequence[Item]) -> np.ndarray:
+        """See the base; labels that mean no class count for nothing: others complain."""
+        owners = self._owners()
+        labels = {id: found for each in self._listings for id, found in each.labels.items()}
+        amounts = np.zeros((len(items), len(self.classes)), np.int64)
+        for row, item in zip(amounts, items, strict=True):
+            row[[k for name in labels[item.id] if (k := owners.get(name, _IGNORED)) >= 0]] = 1
+        return amounts
 
     def _sized_reader(self) -> ResizedReader:
         return ResizedReader(self._reader(), self.size)

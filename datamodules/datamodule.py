@@ -18,7 +18,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augment import Augment
-from datamodules.batch import Batch, Item, Sample, to_device
+from datamodules.batch import IGNORE, Batch, Item, Sample, to_device
 from datamodules.classes import Classes
 from datamodules.datasets import EvaluationDataset, Reader, TrainingDataset, collate
 from datamodules.errors import DataError
@@ -31,7 +31,7 @@ from datamodules.sampling import (
     near_labels,
     samples_to_cover,
 )
-from datamodules.splits import Splits, group_samples, shared_groups
+from datamodules.splits import Splits, group_samples
 from datamodules.statistics import (
     Moments,
     Normalisation,
@@ -42,6 +42,7 @@ from datamodules.statistics import (
     check_range,
     collect,
     fingerprint,
+    load_arrays,
     suggest_scale,
 )
 from datamodules.supertiles import SuperTilePlan
@@ -64,6 +65,8 @@ class DataModule(LightningDataModule):
     """Number type of the files."""
     items: Splits
     """'train', 'val' and 'test' after `scan()`."""
+    found: list[Item]
+    """All files with labels, whole, before they are split; some may be in no split."""
     skipped: list[tuple[str, str]]
     """(path, reason) of files left out with on_error="skip"."""
     unmatched: list[str]
@@ -96,7 +99,7 @@ class DataModule(LightningDataModule):
         self.on_error = on_error
         self.seed = seed
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        self.items, self.skipped, self.unmatched, self.notes = {}, [], [], []
+        self.items, self.found, self.skipped, self.unmatched, self.notes = {}, [], [], [], []
         self._weights_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
         self._normalisation: Normalisation | None = None
         self._statistics: Statistics | None = None
@@ -134,6 +137,10 @@ class DataModule(LightningDataModule):
     @abstractmethod
     def _collect(self, key: str) -> Statistics:
         """Of the training split; `key`: its fingerprint."""
+
+    @abstractmethod
+    def _class_amounts(self, items: Sequence[Item]) -> np.ndarray:
+        """(N, K) how much of each class items hold, counted as `counted` says, before they are split."""
 
     @abstractmethod
     def _facts(self) -> dict[str, object]:
@@ -252,7 +259,7 @@ class DataModule(LightningDataModule):
             "fingerprint": figures.fingerprint,
             "skipped": [list(pair) for pair in self.skipped],
             "unmatched": list(self.unmatched),
-            "warnings": [*self.notes, *shared_groups(self.items), *notes],
+            "warnings": [*self.notes, *notes],
         }
 
     # ---------------------------------------------------------------- inside
@@ -389,6 +396,33 @@ class SegmentationDataModule(DataModule):
     def _windows(self, region: Region) -> list[Item]:
         """A training region in pieces that fit in memory, for the statistics."""
         return [region.item]
+
+    def _pieces(self, item: Item) -> list[Item]:
+        """An item in parts whose labels fit in memory."""
+        return [item]
+
+    def _class_amounts(self, items: Sequence[Item]) -> np.ndarray:
+        """See the base; kept in the cache folder. Labels that can't be read count as none: others complain."""
+        ordered = sorted(set(items), key=lambda item: (item.image, str(item.window)))
+        facts = {"classes": self.classes.specs, "ignore": self.classes.ignore, **self._facts()}
+        key = fingerprint(ordered, root=self.root, facts=facts)
+        (amounts,) = cached(
+            self._cache_path(f"amounts-{key[:16]}.npz"),
+            lambda: [np.array([self._count_pixels(item) for item in ordered], np.int64)],
+            load=load_arrays,
+            save=lambda arrays, file: np.savez_compressed(file, *arrays),
+        )
+        rows = dict(zip(ordered, amounts.reshape(len(ordered), len(self.classes)), strict=True))
+        return np.array([rows[item] for item in items], np.int64).reshape(len(items), len(self.classes))
+
+    def _count_pixels(self, item: Item) -> np.ndarray:
+        reader, counts = self._reader(), np.zeros(IGNORE + 1, np.int64)
+        try:
+            for piece in self._pieces(item):
+                counts += np.bincount(reader.read_mask(piece).ravel(), minlength=IGNORE + 1)
+        except DataError:
+            counts[:] = 0
+        return counts[: len(self.classes)]
 
     def _evaluation_dataset(self, split: str) -> Dataset[Sample]:
         """The items of a split, whole and in order."""

@@ -18,19 +18,21 @@ from datamodules.datasets import Reader
 from datamodules.errors import DataError
 from datamodules.layouts import Listing
 from datamodules.sizes import FrameCheck
+from datamodules.splitfiles import split_by_file
 from datamodules.splits import (
     DriveSplit,
+    FileSplit,
     FolderSplit,
     ListSplit,
     PlaceSplit,
-    SceneSplit,
     Split,
     Splits,
+    describe_missing,
     group_by_drive,
-    split_by_drive,
+    group_by_table,
     split_by_folder,
+    split_by_group,
     split_by_list,
-    split_by_scene,
 )
 from datamodules.statistics import cached, fingerprint
 
@@ -59,7 +61,7 @@ class DriveModule(DataModule):
         """Frames and their labels; folder: that of a split, None: all."""
 
     def _split(self) -> Splits:
-        split = self.split
+        split, self.found = self.split, []
         if isinstance(split, PlaceSplit):
             raise DataError(
                 "split by place needs georeferenced scenes; camera frames: folder, list, scene, drive"
@@ -70,12 +72,21 @@ class DriveModule(DataModule):
         items = self._accept(self._listing(None))
         if isinstance(split, ListSplit):
             return split_by_list(items, root=self.root, train=split.train, val=split.val, test=split.test)
-        shares = {"val": split.val, "test": split.test}
-        if isinstance(split, SceneSplit):
-            frames = [replace(item, group=item.id) for item in items]
-            drawn = split_by_scene(frames, **shares, seed=split.seed)
-            return {name: self._group(drawn[name]) for name in drawn}
-        return split_by_drive(items, pattern=self._split_pattern(split), **shares, seed=split.seed)
+        if isinstance(split, FileSplit):
+            return split_by_file(items, root=self.root, path=split.path, size=None)
+        groups = [replace(item, group=item.id) for item in items]
+        if isinstance(split, DriveSplit):
+            groups = self._group_by_split(items, split)
+        count = self._class_amounts if split.stratify else None
+        drawn = split_by_group(groups, val=split.val, test=split.test, seed=split.seed, count=count)
+        if count is not None:
+            self.notes += describe_missing(drawn, count, self.classes.names)
+        return drawn if isinstance(split, DriveSplit) else {name: self._group(drawn[name]) for name in drawn}
+
+    def _group_by_split(self, items: Sequence[Item], split: DriveSplit) -> list[Item]:
+        if split.table is None:
+            return group_by_drive(items, pattern=self._split_pattern(split))
+        return group_by_table(items, root=self.root, table=split.table, column=split.column)
 
     def _split_pattern(self, split: DriveSplit) -> str:
         """The module's drive pattern, unless the split has one of its own."""
@@ -124,7 +135,9 @@ class DriveModule(DataModule):
         if listing.unmatched and self.on_error == "stop":
             raise DataError(_describe_unmatched(self.root, listing, self.label_word))
         self.unmatched += [path for path in listing.unmatched if path not in self.unmatched]
-        return self._group(listing.items)
+        items = self._group(listing.items)
+        self.found += items
+        return items
 
     def _group(self, items: Sequence[Item]) -> list[Item]:
         pattern = self.drive_pattern or self.own_pattern

@@ -225,6 +225,15 @@ class GeoTiffDetectionDataModule(SceneModule, DetectionDataModule):
         window = item.window or self._scenes[item.image].grid.window
         return window.height, window.width
 
+    def _class_amounts(self, items: Sequence[Item]) -> np.ndarray:
+        """See the base: objects whose middle lies in an item."""
+        rows = []
+        for item in items:
+            objects, frame = self._objects[item.image], frame_of(item.window or self._scenes[item.image].grid.window)
+            there = ~objects.ignored & middles_inside(objects.boxes, frame)
+            rows.append(np.bincount(objects.labels[there], minlength=len(self.classes)))
+        return np.array(rows).reshape(len(items), len(self.classes))
+
     def _facts(self) -> dict[str, object]:
         facts = SceneModule._facts(self) | DetectionDataModule._facts(self)
         if self.layout is not None:

@@ -95,6 +95,12 @@ def class_indices(
     return owners
 
 
+def count_objects(raw: Annotations, owners: Mapping[Value, int], *, classes: int) -> NDArray[np.int64]:
+    """(K,) objects of each class in a label file that are not ignored; owners: see `class_indices`."""
+    labels = np.array([_owner(name, owners) for name in raw.names], np.int64)
+    return np.bincount(labels[(labels >= 0) & ~raw.ignored], minlength=classes)
+
+
 def _require_form(listing: ObjectListing, form: Form) -> None:
     """Pictures without objects say nothing about what their labels could hold."""
     described = [each for each in listing.annotations.values() if len(each)]

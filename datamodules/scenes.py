@@ -21,6 +21,7 @@ from datamodules.errors import DataError
 from datamodules.index import SceneIndex
 from datamodules.labels import Labels
 from datamodules.layouts import Listing
+from datamodules.overlaps import Ground, ValidGround
 from datamodules.raster import (
     Grid,
     Header,
@@ -29,22 +30,27 @@ from datamodules.raster import (
     read_footprint,
     read_header,
     read_resampled,
+    read_thumbnail,
     read_window,
 )
 from datamodules.sampling import Region
+from datamodules.splitfiles import split_by_file
 from datamodules.splits import (
     DriveSplit,
+    FileSplit,
     FolderSplit,
     ListSplit,
     PlaceSplit,
     SceneSplit,
     Split,
     Splits,
-    split_by_drive,
+    describe_missing,
+    group_by_drive,
+    group_by_table,
     split_by_folder,
+    split_by_group,
     split_by_list,
     split_by_place,
-    split_by_scene,
 )
 from datamodules.statistics import cached, fingerprint, load_arrays
 from datamodules.supertiles import Store
@@ -143,6 +149,12 @@ class SceneReader:
             masked=scene.header.masked,
         )
 
+    def read_thumbnail(self, path: str, *, side: int) -> Raster:
+        """A whole scene in at most `side` x `side` pixels: its first three bands."""
+        scene = self.scenes[path]
+        bands, masked = scene.bands[:3], scene.header.masked
+        return read_thumbnail(self.pool.file(path), bands=bands, nodata=scene.nodata, masked=masked, side=side)
+
     def _pixels(self, scene: Scene, window: Window) -> Raster:
         file, masked = self.pool.file(scene.header.path), scene.header.masked
         if scene.grid is scene.header.grid:
@@ -196,6 +208,11 @@ class SceneModule(DataModule):
         self._check_inputs(items, SceneReader({path: scene}))
         return scene
 
+    def reader(self) -> SceneReader:
+        """Reads the pixels and labels of items, and knows where they lie."""
+        self._scan_once()
+        return self._reader()
+
     def _prediction_reader(self, paths: Sequence[str | Path]) -> tuple[list[Item], SceneReader]:
         """Whole files without labels, in the order given, bands found by name."""
         if not hasattr(self, "bands"):
@@ -235,9 +252,8 @@ class SceneModule(DataModule):
         grids = [
             (item.id, split, reader.grid(item)) for split, items in self.items.items() for item in items
         ]
-        return [
-            {"id": id, "split": split, "outline": _outline(grid)} for id, split, grid in grids if grid.crs
-        ]
+        outlines = [(id, split, _outline(grid)) for id, split, grid in grids if grid.crs]
+        return [{"id": id, "split": split, "outline": each} for id, split, each in outlines if "nan" not in each]
 
     def _facts(self) -> dict[str, object]:
         return {"nodata": self.nodata, "resolution": self.resolution, "names": self.band_names}
@@ -384,16 +400,56 @@ class SceneModule(DataModule):
 
     def _split(self, folders: Mapping[str, list[Item]]) -> Splits:
         split, items = self.split, folders.get("all", [])
+        self.found = [item for group in folders.values() for item in group]
         if isinstance(split, FolderSplit):
+            if split.val_fraction:
+                folders = {**folders, "train": self._group_by_ground(folders.get("train", []), fewest=2)}
             return split_by_folder(folders, val_fraction=split.val_fraction, seed=self.seed)
         if isinstance(split, ListSplit):
             return split_by_list(items, root=self.root, train=split.train, val=split.val, test=split.test)
-        shares = {"val": split.val, "test": split.test}
+        if isinstance(split, FileSplit):
+            return split_by_file(items, root=self.root, path=split.path, size=self._size_of_whole)
+        splits = (
+            self._split_by_place(items, split) if isinstance(split, PlaceSplit) else self._split_groups(items, split)
+        )
+        if split.stratify:
+            self.notes += describe_missing(splits, self._class_amounts, self.classes.names)
+        return splits
+
+    def _size_of_whole(self, item: Item) -> tuple[int, int]:
+        grid = self._scenes[item.image].grid
+        return grid.height, grid.width
+
+    def _split_groups(self, items: Sequence[Item], split: SceneSplit | DriveSplit) -> Splits:
         if isinstance(split, SceneSplit):
-            return split_by_scene(items, **shares, seed=split.seed)
-        if isinstance(split, DriveSplit):
-            return split_by_drive(items, pattern=split.pattern, **shares, seed=split.seed)
-        return self._split_by_place(items, split)
+            groups = self._group_by_ground(items, fewest=1 + (split.val > 0) + (split.test > 0))
+        elif split.table is not None:
+            groups = group_by_table(items, root=self.root, table=split.table, column=split.column)
+        else:
+            groups = group_by_drive(items, pattern=split.pattern)
+        count = self._class_amounts if split.stratify else None
+        return split_by_group(groups, val=split.val, test=split.test, seed=split.seed, count=count)
+
+    def _group_by_ground(self, items: Sequence[Item], *, fewest: int) -> list[Item]:
+        """Scenes that show the same ground as one group, named after the first; unless less than `fewest` are left."""
+        grids = {item.image: self._scenes[item.image].grid for item in items}
+        known = [item for item in items if grids[item.image].crs is not None]
+        reader = self._reader()
+        ground = ValidGround(
+            [grids[item.image] for item in known], lambda index: reader.read_footprint(known[index])
+        )
+        first = {item.id: known[i].group for item, i in zip(known, ground.clusters(), strict=True)}
+        groups = [replace(item, group=first.get(item.id, item.group)) for item in items]
+        left = len({item.group for item in groups})
+        if left < fewest <= len(items):
+            self.notes.append(
+                f"{len(items)} scenes show ground of each other and would be {left} groups, too few to be split: "
+                "the same ground will be in two splits"
+            )
+            return list(items)
+        if left < len(items):
+            self.notes.append(f"scenes that show the same ground stay together: {left} groups of {len(items)}")
+        return groups
 
     def _split_by_place(self, items: Sequence[Item], split: PlaceSplit) -> Splits:
         splits, left_out = self._cut_by_place(items, split, min_side=self.chip[0] // 8)
@@ -413,16 +469,24 @@ class SceneModule(DataModule):
         without = [path for path, grid in grids.items() if grid.crs is None]
         if without:
             raise DataError(f"{without[0]}: has no CRS, so it can't be split by place")
+        chip = max(self.chip) * float(Ground(list(grids.values())).pixel.max())
+        gap = chip / 2 if split.gap is None else split.gap
+        if split.gap is None and chip >= split.block:
+            raise DataError(
+                f"split by place: a chip ({chip:.0f} m) between splits leaves nothing of a {split.block:g} m block; "
+                "choose larger blocks, or a `gap` (0: blocks touch)"
+            )
         return split_by_place(
             items,
             grids,
             block=split.block,
-            gap=split.gap,
+            gap=gap,
             val=split.val,
             test=split.test,
             seed=split.seed,
             min_side=min_side,
             amount=amount,
+            count=self._class_amounts if split.stratify else None,
         )
 
     def _note_left_out(self, share: float, kind: str) -> None:

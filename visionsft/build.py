@@ -73,6 +73,7 @@ _SPLITS: dict[str, Callable[..., Split]] = {
     "scene": datamodules.SceneSplit,
     "place": datamodules.PlaceSplit,
     "drive": datamodules.DriveSplit,
+    "file": datamodules.FileSplit,
 }
 _RATES = ("lr", "backbone_lr_factor", "layer_decay", "weight_decay")
 _OPTIMIZATION = (*_RATES, "optimizer", "momentum", "schedule", "warmup")

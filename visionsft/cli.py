@@ -172,6 +172,23 @@ def fit(
 
 
 @app.command()
+def split(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    overrides: Overrides = None,
+    check: Annotated[bool, typer.Option("--check", help="Look into all files for leaks, too.")] = False,
+) -> None:
+    """Write the split that CONFIG makes of its data, for `split: {by: file, path: ...}` and other tools."""
+    from visionsft.loading import load_config
+
+    loaded = load_config(config, overrides or ())
+    from visionsft.splitting import split
+
+    written, lines = split(loaded, out=out, check=check)
+    typer.echo("\n".join([*lines, *(f"written: {path}" for path in written)]))
+
+
+@app.command()
 def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",

@@ -558,10 +558,20 @@ class ListSplit(Section):
     test: Path | None = None
 
 
+class FileSplit(Section):
+    """A table with the columns image and split, as every run (split.csv) and `visionsft split` write it."""
+
+    by: Literal["file"]
+    path: Path
+
+
 class _FractionSplit(Section):
     val: Fraction = 0.15
     test: Fraction = 0.15
     seed: NonNegative = 0
+    stratify: bool = Field(
+        default=False, description="share out rare classes first, so that they reach every split where they can"
+    )
 
     @model_validator(mode="after")
     def _something_is_left(self) -> Self:
@@ -572,7 +582,7 @@ class _FractionSplit(Section):
 
 
 class SceneSplit(_FractionSplit):
-    """Whole scenes (or frames), drawn at random."""
+    """Whole scenes (or frames), drawn at random; scenes that show the same ground stay together."""
 
     by: Literal["scene"]
 
@@ -582,22 +592,36 @@ class PlaceSplit(_FractionSplit):
 
     by: Literal["place"]
     block: Rate = Field(description="side of a block of ground, in metres")
-    gap: Amount = Field(
-        default=0.0, description="metres left out on each side between blocks of different splits"
+    gap: Amount | None = Field(
+        default=None,
+        description="metres left out on each side between blocks of different splits; default: half a chip, "
+        "so that a whole chip lies between the ground of two splits",
     )
 
 
 class DriveSplit(_FractionSplit):
-    """Whole drives (or any other group that `pattern` finds in a file's name)."""
+    """Whole drives (or any other group that `pattern` finds in a file's name, or a table knows)."""
 
     by: Literal["drive"]
     pattern: DrivePattern = Field(
         default=r"^([^_]+)", description="regular expression; its first group is the drive"
     )
+    table: Path | None = Field(
+        default=None, description="CSV file whose first column names the samples, in place of a pattern"
+    )
+    column: str = Field(default="drive", description="of the table: what must not be divided")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.table is None and "column" in self.model_fields_set and self.column != "drive":
+            raise _conflict("column", "is of `table`, which isn't given", "table")
+        if self.table is not None and self.pattern != r"^([^_]+)":
+            raise _conflict("pattern", "is given and `table`, too; give one of them", "table")
+        return self
 
 
 Split = Annotated[
-    FolderSplit | ListSplit | SceneSplit | PlaceSplit | DriveSplit,
+    FolderSplit | ListSplit | SceneSplit | PlaceSplit | DriveSplit | FileSplit,
     Field(discriminator="by"),
     _by_default("by", "folder"),
 ]
@@ -886,7 +910,7 @@ class _Labels(Section):
 
 
 ImageSplit = Annotated[
-    FolderSplit | ListSplit | SceneSplit | DriveSplit,
+    FolderSplit | ListSplit | SceneSplit | DriveSplit | FileSplit,
     Field(discriminator="by"),
     _by_default("by", "folder"),
 ]

@@ -252,7 +252,7 @@ def test_blocks_of_ground_share_no_object(tmp_path, write_raster):
     shapes = [shapely.box(x, y, x + 15, y + 12) for x, y in corners.tolist()]
     write_raster(tmp_path / "data/images/s.tif", image([]))
     write_vectors(tmp_path / "data/all.gpkg", [on_ground(shape, 0) for shape in shapes], ["boat"] * 60)
-    made = module(tmp_path / "data", PlaceSplit(block=500, val=0.3, test=0.2), labels="all.gpkg", chip=32,
+    made = module(tmp_path / "data", PlaceSplit(block=500, gap=0, val=0.3, test=0.2), labels="all.gpkg", chip=32,
                   classes=CLASSES[:1])  # fmt: skip
     made.scan()
     middles = []

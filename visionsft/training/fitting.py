@@ -11,12 +11,13 @@ from typing import Any
 import lightning
 import torch
 
-from datamodules import DataModule
+from datamodules import DataModule, find_leaks
 from visionsft import build
 from visionsft.config import Config
 from visionsft.errors import ConfigError
 from visionsft.loading import load_config
 from visionsft.runs import Run, is_first_process
+from visionsft.splitting import split_texts, summarise
 from visionsft.training.callbacks import Checkpoints
 from visionsft.training.strategies import trainable_table
 from visionsft.training.tasks import Task
@@ -83,7 +84,17 @@ def _record(
         print(f"weights: {weights}")
     for warning in card["warnings"]:
         print(f"note: {warning}")
+    _record_split(run, data)
     print(f"\n{table}", flush=True)
+
+
+def _record_split(run: Run, data: DataModule) -> None:
+    """Write who is in which split, and write and say what the splits have in common."""
+    leaks = find_leaks(data, hashes=False)
+    for name, text in split_texts(data).items():
+        run.write_text(name, text)
+    run.write_json("leaks.json", {"leaks": [leak.to_json() for leak in leaks]})
+    print("\n".join(summarise(leaks)))
 
 
 def _adopt(task: Task, checkpoint: Path) -> None:

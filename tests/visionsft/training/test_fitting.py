@@ -20,6 +20,7 @@ from visionsft.config import Config
 from visionsft.errors import ConfigError, RunError, TrainingError
 from visionsft.loading import dump_config
 from visionsft.runs import Run
+from visionsft.splitting import split
 from visionsft.training.fitting import fit
 from visionsft.training.loading import load_model, load_run
 
@@ -58,6 +59,15 @@ def scores(run: Run) -> list[dict[str, str]]:
     """metrics.csv without what a clock wrote."""
     rows = list(csv.DictReader((run.path / "metrics.csv").open()))
     return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
+
+
+def test_run_keeps_its_split_and_what_leaks(make: Make, values: dict[str, Any], tmp_path: Path) -> None:
+    run = fit(make(values))
+    rows = list(csv.DictReader((run.path / "split.csv").open()))
+    assert {row["split"] for row in rows} >= {"train", "val"}
+    assert isinstance(run.read_json("leaks.json")["leaks"], list)
+    written, _ = split(make(values), out=tmp_path / "again.csv", check=True)
+    assert written[0].read_text() == (run.path / "split.csv").read_text()
 
 
 def test_run_folder_explains_itself(make: Make, values: dict[str, Any]) -> None:
