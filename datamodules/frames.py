@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from datamodules.augment import resize_sample
 from datamodules.batch import IGNORE, Item
 from datamodules.classes import Classes
 from datamodules.datasets import RawSample
 from datamodules.errors import DataError
-from datamodules.layouts import cityscapes
+from datamodules.layouts import MaskSource, cityscapes
+from datamodules.layouts.parsing import read_stored
 
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 
@@ -47,11 +48,7 @@ def read_codes(path: str) -> NDArray[Any]:
     """
     if path.endswith(".json"):
         return cityscapes.rasterise(Path(path))
-    try:
-        with Image.open(path) as picture:
-            codes = np.asarray(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a picture, or a truncated or damaged one") from error
+    codes = read_stored(path)
     if codes.dtype == np.bool_:
         return codes.astype(np.uint8)
     # the alpha of a colour-coded mask says nothing about classes
@@ -77,6 +74,8 @@ class FrameReader:
     classes: Classes
     size: tuple[int, int] | None
     """(height, width) to which both are resized; None: they stay as they are."""
+    sources: Mapping[str, MaskSource] = field(default_factory=dict)
+    """See `datamodules.layouts.Listing`."""
 
     def read(self, item: Item) -> RawSample:
         """The item's window, in pixels of the resized frame, or all of it."""
@@ -108,7 +107,9 @@ class FrameReader:
     def _read_own_size(self, item: Item) -> NDArray[np.uint8] | None:
         if item.label is None:
             return None
-        return self.classes.lookup(read_codes(item.label), source=item.label)
+        source = self.sources.get(item.image)
+        codes = read_codes(item.label) if source is None else source.codes(item.label)
+        return self.classes.lookup(codes, source=item.label)
 
 
 @dataclass(frozen=True)

@@ -743,15 +743,32 @@ class _Frames(_Data):
     augment: Augment = Augment(pipeline="driving")
 
 
+_PATHS_OF_FRAMES = {
+    "images": ("pairs", "coco", "coco_panoptic"),
+    "labels": ("pairs", "coco_panoptic"),
+    "annotations": ("coco", "coco_panoptic"),
+}
+"""The layouts that take a path of the user's."""
+
+
 class CameraData(_Frames):
-    layout: Literal["pairs", "camvid", "cityscapes", "bdd100k", "kitti"] = "pairs"
+    layout: Literal[
+        "pairs", "bdd100k", "camvid", "cityscapes", "coco", "coco_panoptic", "coco_stuff", "kitti", "mapillary",
+        "mapillary_v1.2", "voc",
+    ] = "pairs"  # fmt: skip
     images: ImageTemplate | None = Field(
-        default=None, description="'pairs': glob below root; '{split}' stands for the split's folder"
+        default=None,
+        description="'pairs': glob below root; 'coco', 'coco_panoptic': the pictures' folder; '{split}' stands for the "
+        "split's folder",
     )
     labels: LabelTemplate | None = Field(
-        default=None, description="'pairs': mask of an image; '{name}' is the image's stem"
+        default=None,
+        description="'pairs': mask of an image; '{name}' is the image's stem; 'coco_panoptic': the PNGs' folder",
     )
-    label_form: Literal["index", "colour", "polygons"] | None = Field(
+    annotations: ImageTemplate | None = Field(
+        default=None, description="'coco', 'coco_panoptic': the JSON file below root; default: by layout"
+    )
+    label_form: Literal["index", "colour", "polygons", "instances"] | None = Field(
         default=None, description="how masks are coded; default: the layout's own"
     )
     size: tuple[Positive, Positive] | None = Field(
@@ -764,10 +781,11 @@ class CameraData(_Frames):
     augment: PixelAugment = PixelAugment(pipeline="driving")
 
     @model_validator(mode="after")
-    def _only_pairs_have_patterns(self) -> Self:
-        for key in ("images", "labels"):
-            if self.layout != "pairs" and getattr(self, key) is not None:
-                raise _conflict(key, f"is for layout 'pairs' only; the layout is {self.layout!r}", "layout")
+    def _paths_are_used(self) -> Self:
+        for key, layouts in _PATHS_OF_FRAMES.items():
+            if self.layout not in layouts and getattr(self, key) is not None:
+                takers = ", ".join(layouts)
+                raise _conflict(key, f"is for the layouts {takers}; the layout is {self.layout!r}", "layout")
         return self
 
 
