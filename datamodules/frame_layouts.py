@@ -21,6 +21,7 @@ from datamodules.layouts import (
     kitti,
     mapillary,
     pairs,
+    video,
     voc_masks,
 )
 
@@ -35,6 +36,7 @@ FrameLayoutName = Literal[
     "kitti",
     "mapillary",
     "mapillary_v1.2",
+    "video",
     "voc",
 ]
 LabelForm = Literal["index", "colour", "polygons", "instances"]
@@ -45,9 +47,9 @@ class FrameOptions:
     """What the user says of a layout; None: as the layout usually has it."""
 
     images: str | None = None
-    """'pairs': glob below the root; 'coco', 'coco_panoptic': the pictures' folder. Perhaps with '{split}'."""
+    """'pairs', 'video': glob below the root; 'coco', 'coco_panoptic': the pictures' folder. Perhaps with '{split}'."""
     labels: str | None = None
-    """'pairs': path of a frame's mask with '{name}'; 'coco_panoptic': the masks' folder."""
+    """'pairs': path of a frame's mask with '{name}'; 'video': with '{frame}', too; 'coco_panoptic': the masks' folder."""
     annotations: str | None = None
     """'coco', 'coco_panoptic': path of the JSON file, perhaps with '{split}'."""
 
@@ -100,6 +102,11 @@ def _scan_mapillary_1(root: Path, folder: str | None, form: str, options: FrameO
     return mapillary.scan(root, version="v1.2", folder=folder, label_form=form)
 
 
+def _scan_video(root: Path, folder: str | None, form: str, options: FrameOptions) -> Listing:
+    images, labels = options.images or video.IMAGES, options.labels or video.LABELS
+    return video.scan(root, images=images, labels=labels, folder=folder)
+
+
 def _scan_voc(root: Path, folder: str | None, form: str, options: FrameOptions) -> Listing:
     return voc_masks.scan(root, folder=folder)
 
@@ -145,6 +152,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "kitti": Layout(_scan_kitti, kitti.LEGENDS, has_folders=False),
     "mapillary": Layout(_scan_mapillary, _VISTAS, folders=mapillary.FOLDERS),
     "mapillary_v1.2": Layout(_scan_mapillary_1, _VISTAS, folders=mapillary.FOLDERS),
+    "video": Layout(_scan_video, _PAIRED, takes=("images", "labels")),
     "voc": Layout(_scan_voc, voc_masks.LEGENDS),
 }
 

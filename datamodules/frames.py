@@ -20,6 +20,7 @@ from datamodules.datasets import RawSample
 from datamodules.errors import DataError
 from datamodules.layouts import MaskSource, cityscapes
 from datamodules.layouts.parsing import read_stored
+from datamodules.videos import read_frame, split_frame_path
 
 _FLAGS = {
     8: cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION,
@@ -35,7 +36,7 @@ _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 def read_image(path: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """(H, W, 3) uint8 or uint16 red green blue, and (H, W) bool: False where fully transparent.
 
-    Grey pictures are given three equal bands. The picture is not turned as its EXIF data may ask: a mask
+    path: of a picture, or of a video's frame. Grey pictures are given three equal bands. The picture is not turned as its EXIF data may ask: a mask
     belongs to the pixels as they are stored.
     """
     image, valid, _ = read_fitted(path, lambda own: own)
@@ -51,6 +52,10 @@ def read_fitted(
     quarter or an eighth, or more, is decoded at that scale, which leaves out most of the work. Its pixels are then
     those that libjpeg's smaller inverse transform gives, near the mean of the pixels that they stand for.
     """
+    frame = split_frame_path(path)
+    if frame is not None:
+        picture = read_frame(*frame)
+        return picture, np.ones(picture.shape[:2], np.bool_), (picture.shape[0], picture.shape[1])
     data = _read_bytes(path)
     own = _jpeg_size(data, path) if data.startswith(_JPEG_START) else None
     divisor = 1 if own is None else _divisor(own, fit(own))

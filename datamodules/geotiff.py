@@ -368,6 +368,7 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
             nodata=nodata,
             masked=header.masked,
             classes=self.classes,
+            state=header.state,
         )
 
     # ---------------------------------------------------------------- splits

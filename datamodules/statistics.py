@@ -17,6 +17,7 @@ import numpy as np
 
 from datamodules.batch import Item
 from datamodules.errors import DataError
+from datamodules.paths import is_remote, state_of
 
 if TYPE_CHECKING:
     from datamodules.datasets import Reader
@@ -231,9 +232,11 @@ def fingerprint(items: Sequence[Item], *, root: Path, facts: Mapping[str, object
     for item in items:
         for path in filter(None, (item.image, item.label)):
             if path not in states:
-                status = os.stat(path)
-                states[path] = f"{os.path.relpath(path, root)} {status.st_size} {status.st_mtime_ns}"
-            lines.append(states[path])
+                states[path] = " ".join(
+                    f"{file if is_remote(file) else os.path.relpath(file, root)} {size} {time}"
+                    for file, size, time in state_of(path)
+                )
+            lines.append(f"{states[path]}{path.partition('#')[2]}")
         lines.append(str(item.window))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -92,6 +92,7 @@ GateText = Annotated[str, AfterValidator(_gate)]
 DrivePattern = Annotated[str, AfterValidator(_pattern)]
 ImageTemplate = Annotated[str, _template("split")]
 LabelTemplate = Annotated[str, _template("name", "split")]
+FrameTemplate = Annotated[str, _template("name", "split", "frame")]
 
 
 # --------------------------------------------------------------------------------------- task
@@ -744,8 +745,8 @@ class _Frames(_Data):
 
 
 _PATHS_OF_FRAMES = {
-    "images": ("pairs", "coco", "coco_panoptic"),
-    "labels": ("pairs", "coco_panoptic"),
+    "images": ("pairs", "coco", "coco_panoptic", "video"),
+    "labels": ("pairs", "coco_panoptic", "video"),
     "annotations": ("coco", "coco_panoptic"),
 }
 """The layouts that take a path of the user's."""
@@ -754,16 +755,17 @@ _PATHS_OF_FRAMES = {
 class CameraData(_Frames):
     layout: Literal[
         "pairs", "bdd100k", "camvid", "cityscapes", "coco", "coco_panoptic", "coco_stuff", "kitti", "mapillary",
-        "mapillary_v1.2", "voc",
+        "mapillary_v1.2", "video", "voc",
     ] = "pairs"  # fmt: skip
     images: ImageTemplate | None = Field(
         default=None,
-        description="'pairs': glob below root; 'coco', 'coco_panoptic': the pictures' folder; '{split}' stands for the "
-        "split's folder",
+        description="'pairs', 'video': glob below root; 'coco', 'coco_panoptic': the pictures' folder; '{split}' stands "
+        "for the split's folder",
     )
-    labels: LabelTemplate | None = Field(
+    labels: FrameTemplate | None = Field(
         default=None,
-        description="'pairs': mask of an image; '{name}' is the image's stem; 'coco_panoptic': the PNGs' folder",
+        description="'pairs': mask of an image; '{name}' is the image's stem; 'video': mask of a video's frame, with "
+        "its number as '{frame}'; 'coco_panoptic': the PNGs' folder",
     )
     annotations: ImageTemplate | None = Field(
         default=None, description="'coco', 'coco_panoptic': the JSON file below root; default: by layout"
@@ -786,6 +788,9 @@ class CameraData(_Frames):
             if self.layout not in layouts and getattr(self, key) is not None:
                 takers = ", ".join(layouts)
                 raise _conflict(key, f"is for the layouts {takers}; the layout is {self.layout!r}", "layout")
+        if self.layout != "video" and "{frame}" in (self.labels or ""):
+            text = f"has '{{frame}}', which is for layout 'video'; the layout is {self.layout!r}"
+            raise _conflict("labels", text, "layout")
         return self
 
 
