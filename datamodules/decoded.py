@@ -20,6 +20,7 @@ import numpy as np
 
 from datamodules.batch import Window
 from datamodules.errors import DataError
+from datamodules.paths import State, state_of
 from datamodules.readers import RawSample
 
 SIDE = 1024
@@ -39,8 +40,8 @@ class Layout:
     dtype: np.dtype[np.generic]
     cell: tuple[int, int]
     """(H, W)"""
-    state: tuple[tuple[str, int, int], ...]
-    """(path, bytes, time) of its files."""
+    state: State
+    """Of its files."""
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -136,8 +137,7 @@ def _fill(
     height, width = min(layout.cell[0], layout.height - row), min(layout.cell[1], layout.width - col)
     raw = unpack(Window(row, col, height, width))
     for path, *state in layout.state:
-        status = os.stat(path)
-        if [status.st_size, status.st_mtime_ns] != state:
+        if list(state_of(path)[0][1:]) != state:
             raise DataError(
                 f"{path}: has changed since this run began, so its cached pixels can't be trusted: run again"
             )

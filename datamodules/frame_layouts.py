@@ -49,7 +49,7 @@ class FrameOptions:
     images: str | None = None
     """'pairs', 'video': glob below the root; 'coco', 'coco_panoptic': the pictures' folder. Perhaps with '{split}'."""
     labels: str | None = None
-    """'pairs': path of a frame's mask with '{name}'; 'video': with '{frame}', too; 'coco_panoptic': the masks' folder."""
+    """'pairs': path of a frame's mask with '{name}'; 'video': also '{frame}'; 'coco_panoptic': the PNGs' folder."""
     annotations: str | None = None
     """'coco', 'coco_panoptic': path of the JSON file, perhaps with '{split}'."""
 

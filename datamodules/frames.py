@@ -36,8 +36,8 @@ _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 def read_image(path: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """(H, W, 3) uint8 or uint16 red green blue, and (H, W) bool: False where fully transparent.
 
-    path: of a picture, or of a video's frame. Grey pictures are given three equal bands. The picture is not turned as its EXIF data may ask: a mask
-    belongs to the pixels as they are stored.
+    path: of a picture, or of a video's frame. Grey pictures are given three equal bands. The picture is not turned
+    as its EXIF data may ask: a mask belongs to the pixels as they are stored.
     """
     image, valid, _ = read_fitted(path, lambda own: own)
     return image, valid

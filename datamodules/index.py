@@ -13,7 +13,8 @@ from rasterio.crs import CRS
 
 from datamodules.paths import UNWATCHED, forget_states, state_of
 from datamodules.raster import Grid, Header, read_header
-from datamodules.statistics import cached
+from datamodules.statistics import cached, keep
+
 
 class SceneIndex:
     """Headers by path, valid as long as the files have their size and time, or their server says so."""
@@ -46,8 +47,7 @@ class SceneIndex:
     def keep(self) -> None:
         """Writes it, if anything in it is new."""
         if self._changed:
-            self.path.unlink(missing_ok=True)
-            cached(self.path, lambda: self._known, load=_load, save=_save)
+            keep(self.path, self._known, save=_save)
             self._changed = False
 
 

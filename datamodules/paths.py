@@ -14,6 +14,7 @@ import urllib.request
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import PurePosixPath
 
 from datamodules.errors import DataError
@@ -48,8 +49,8 @@ def together(paths: Sequence[str]) -> str:
     """One path that stands for several files, see `files_of`."""
     if len(paths) == 1:
         return paths[0]
-    before = os.path.commonprefix(paths)
-    after = os.path.commonprefix([path[len(before) :][::-1] for path in paths])[::-1]
+    before = re.sub(r"[^/_.-]*$", "", _shared(paths))
+    after = re.sub(r"^[^/_.-]*", "", _shared([path[len(before) :][::-1] for path in paths])[::-1])
     parts = [path[len(before) : len(path) - len(after)] for path in paths]
     for path in paths:
         if any(sign in path for sign in "{},"):
@@ -57,6 +58,12 @@ def together(paths: Sequence[str]) -> str:
     if len(set(paths)) < len(paths):
         raise DataError(f"{paths[0]}: two bands of a scene are the same file")
     return f"{before}{{{','.join(parts)}}}{after}"
+
+
+def _shared(texts: Sequence[str]) -> str:
+    """What all begin with."""
+    alike = takewhile(lambda signs: len(set(signs)) == 1, zip(*texts, strict=False))
+    return "".join(signs[0] for signs in alike)
 
 
 def is_remote(path: str) -> bool:

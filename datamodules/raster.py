@@ -316,26 +316,26 @@ def _finest(headers: Sequence[Header]) -> Header:
 
 def _check_stacks(first: Header, other: Header) -> None:
     """Whether two band files can be one scene: number type, nodata, CRS and ground agree."""
-    for what, one, two in (
+    for what, wanted, own in (
         ("type", first.dtype, other.dtype),
         ("CRS", first.grid.crs, other.grid.crs),
         ("nodata", str(first.nodata), str(other.nodata)),
     ):
-        if one != two:
-            raise DataError(f"{other.path}: its {what} is {two}, that of {first.path}, of the same scene, is {one}")
+        if wanted != own:
+            raise DataError(f"{other.path}: its {what} is {own}, that of {first.path}, of the same scene, is {wanted}")
     corners = ((0, 0), (1, 1))
-    ends = [
+    one, two = (
         [grid.transform * (grid.width * x, grid.height * y) for x, y in corners] for grid in (first.grid, other.grid)
-    ]
+    )
     largest = max(abs(value) for grid in (first.grid, other.grid) for value in (grid.transform.a, grid.transform.e))
-    if not np.allclose(*ends, rtol=0, atol=largest / 2):
-        own, reference = (
+    if not np.allclose(one, two, rtol=0, atol=largest / 2):
+        place, reference = (
             f"{header.grid.height} x {header.grid.width} pixels from {header.grid.transform.c:.10g}, "
             f"{header.grid.transform.f:.10g}"
             for header in (other, first)
         )
         raise DataError(
-            f"{other.path}: lies on other ground than {first.path}, of the same scene: {own} instead of {reference}"
+            f"{other.path}: lies on other ground than {first.path}, of the same scene: {place} instead of {reference}"
         )
 
 
@@ -547,7 +547,8 @@ def _add_band(root: ET.Element, number: int, header: Header, grid: Grid) -> None
 
 def _path_of(file: DatasetReader) -> str:
     """For messages: a stack of files has no name of its own."""
-    return str(file.tags()[_SCENE]) if file.name.startswith("<VRTDataset") else str(file.name)
+    name = str(file.name)
+    return str(file.tags()[_SCENE]) if name.startswith("<VRTDataset") else name.removeprefix("/vsicurl/")
 
 
 def _insist(path: str, attempt: Callable[[], Found]) -> Found:

@@ -287,6 +287,10 @@ class SceneModule(DataModule):
         self._index = SceneIndex(self._cache_path("scenes.json"))
         headers = self._each(items, lambda item: self._index.header(item.image, bands=self.band_names))
         self._index.keep()
+        changed = self._index.changed
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            self.notes.append(f"{changed[0]}{more}: changed since the last run, and looked at again")
         self.bands = self._choose_bands(list(headers.values()))
         self.dtype = np.result_type(*(header.dtype for header in headers.values()))
         return headers

@@ -268,11 +268,16 @@ def cached(
     except (ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         warnings.warn(f"{path} is corrupt ({error}); it is made again", stacklevel=2)
     value = build()
+    keep(path, value, save=save)
+    return value
+
+
+def keep(path: Path, value: Value, *, save: Callable[[Value, IO[bytes]], object]) -> None:
+    """Writes a cached value; where that can't be done, a warning says so and what was there stays."""
     try:
         _write(path, lambda file: save(value, file))
     except OSError as error:
-        warnings.warn(f"{path} could not be kept ({error}); it will be made again next time", stacklevel=2)
-    return value
+        warnings.warn(f"{path} could not be kept ({error}); it will be made again next time", stacklevel=3)
 
 
 def load_arrays(file: IO[bytes]) -> list[np.ndarray]:

@@ -92,6 +92,7 @@ GateText = Annotated[str, AfterValidator(_gate)]
 DrivePattern = Annotated[str, AfterValidator(_pattern)]
 ImageTemplate = Annotated[str, _template("split")]
 LabelTemplate = Annotated[str, _template("name", "split")]
+SceneTemplate = Annotated[str, _template("split", "band")]
 FrameTemplate = Annotated[str, _template("name", "split", "frame")]
 
 
@@ -706,13 +707,16 @@ class _Windows(_Scenes):
 
 
 class GeoTiffData(_Windows):
-    images: ImageTemplate = Field(
-        default="images/*.tif", description="glob below root; '{split}' stands for the split's folder"
+    images: SceneTemplate = Field(
+        default="images/*.tif",
+        description="glob below root; '{split}' stands for the split's folder, '{band}' for each of `bands` in scenes "
+        "with a file a band; or a list of paths and addresses (.txt), or STAC (.json), whose assets `bands` names",
     )
     labels: LabelTemplate = Field(
         default="labels/{name}.tif",
         description="an image's label raster or vector file (.gpkg, .geojson, .shp, .fgb, .parquet); "
-        "'{name}' is the image's stem, '{split}' its folder; a vector file without '{name}' serves all images",
+        "'{name}' is the image's stem (STAC: the item's id), '{split}' its folder; a vector file without '{name}' "
+        "serves all images; STAC: also the key of an asset",
     )
     eval_overlap: Fraction = Field(
         default=0.0, description="overlap share of neighbouring evaluation windows"
@@ -725,6 +729,13 @@ class GeoTiffData(_Windows):
     cache_limit: Rate | None = Field(
         default=None, description="size of that cache at most, in GB; default: half of what is free"
     )
+
+    @model_validator(mode="after")
+    def _bands_of_files_are_named(self) -> Self:
+        if "{band}" in self.images and len(self.bands or ()) < 2:
+            text = f"{self.images!r} has '{{band}}', so `bands` must name the bands, two or more"
+            raise _conflict("images", text, "bands")
+        return self
 
     @model_validator(mode="after")
     def _limited_cache_is_used(self) -> Self:
@@ -759,8 +770,8 @@ class CameraData(_Frames):
     ] = "pairs"  # fmt: skip
     images: ImageTemplate | None = Field(
         default=None,
-        description="'pairs', 'video': glob below root; 'coco', 'coco_panoptic': the pictures' folder; '{split}' stands "
-        "for the split's folder",
+        description="'pairs', 'video': glob below root; 'coco', 'coco_panoptic': the pictures' folder; '{split}' "
+        "stands for the split's folder",
     )
     labels: FrameTemplate | None = Field(
         default=None,
