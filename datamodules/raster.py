@@ -15,8 +15,10 @@ import warnings
 import xml.etree.ElementTree as ET
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import ceil, floor, isnan
 from pathlib import Path
 from typing import Any, TypeVar
@@ -502,11 +504,15 @@ def _refuse_cut_off(file: DatasetReader, path: str) -> None:
 def _open(path: str) -> DatasetReader:
     files = files_of(path)
     name = _stack(path, files) if len(files) > 1 else gdal_path(path)
-    # GDAL lists the whole folder for each file otherwise, to see which side files there are
-    lean = rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE")
-    with _reading(path, "opening"), warnings.catch_warnings(), lean:
+
+    def open_lean() -> DatasetReader:
+        # GDAL lists the whole folder for each file otherwise, to see which side files there are
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"):
+            return rasterio.open(name)
+
+    with _reading(path, "opening"), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a mask without CRS is fine
-        return _insist(path, lambda: rasterio.open(name))
+        return _insist(path, open_lean)
 
 
 def _stack(path: str, files: Sequence[str]) -> str:
@@ -557,12 +563,26 @@ def _insist(path: str, attempt: Callable[[], Found]) -> Found:
         return attempt()
     for pause in PAUSES:
         try:
-            return attempt()
+            return _apart(attempt)
         except (RasterioError, CPLE_BaseError) as error:
             if _REFUSED.search(f"{error} {error.__cause__}"):
                 raise
             time.sleep(pause)
-    return attempt()
+    return _apart(attempt)
+
+
+def _apart(attempt: Callable[[], Found]) -> Found:
+    """In a thread of its own where this process was forked: GDAL keeps a thread's connections open, and those of the
+    thread that forked are its parent's, too: answers would get mixed up."""
+    return attempt() if os.getpid() == _PROCESS else _helper(os.getpid()).submit(attempt).result()
+
+
+@lru_cache(1)
+def _helper(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1)
+
+
+_PROCESS = os.getpid()
 
 
 @contextmanager
