@@ -11,7 +11,7 @@ import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 
-from datamodules.paths import UNWATCHED, forget_states, state_of
+from datamodules.paths import UNWATCHED, changed, forget_states, state_of
 from datamodules.raster import Grid, Header, read_header
 from datamodules.statistics import cached, keep
 
@@ -38,7 +38,7 @@ class SceneIndex:
             return read_header(path, bands=bands)
         known = self._known.get(key)
         if known is None or known.state != state or any((size, mark) == UNWATCHED for _, size, mark in state):
-            if known is not None and known.state != state:
+            if known is not None and changed(state, known.state):
                 self.changed.append(path)
             self._known[key] = known = read_header(path, bands=bands)
             self._changed = True

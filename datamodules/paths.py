@@ -93,6 +93,15 @@ def state_of(path: str) -> State:
     return tuple((file, *_state(file)) for file in files_of(path))
 
 
+def changed(now: State, known: State) -> list[str]:
+    """The files that are in another state than the one known; what a server doesn't tell at the moment isn't one."""
+    return [
+        file
+        for (file, *new), (_, *old) in zip(now, known, strict=True)
+        if new != old and tuple(new) != UNWATCHED
+    ]
+
+
 def forget_states() -> None:
     """Ask servers anew."""
     _remote_state.cache_clear()

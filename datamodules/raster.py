@@ -38,7 +38,7 @@ from rasterio.warp import transform as transform_points
 
 from datamodules.batch import Window
 from datamodules.errors import DataError
-from datamodules.paths import State, files_of, gdal_path, is_remote, state_of
+from datamodules.paths import State, changed, files_of, gdal_path, is_remote, state_of
 
 # answers such as 503, and servers that fall silent; broken connections are tried again by _insist
 for _key, _value in {
@@ -237,9 +237,9 @@ def refuse_changed(path: str, state: State) -> None:
         now = state_of(path)
     except OSError as error:
         raise DataError(f"{error.filename}: was there when this run began: {error.strerror}") from error
-    changed = [file for (file, *new), (_, *old) in zip(now, state, strict=True) if new != old]
-    if changed:
-        raise DataError(f"{changed[0]}: has changed since this run looked at it first: run again")
+    files = changed(now, state)
+    if files:
+        raise DataError(f"{files[0]}: has changed since this run looked at it first: run again")
 
 
 def read_header(path: str | Path, *, bands: Sequence[str] | None = None) -> Header:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.errors import DataError
-from datamodules.paths import files_of, stem_of, together
+from datamodules.paths import UNWATCHED, changed, files_of, stem_of, together
 
 NAMES = st.text("abB01_-./", min_size=1, max_size=8)
 
@@ -33,3 +33,10 @@ def test_what_can_not_be_put_together(tmp_path):
     odd = tmp_path / "a{b,c}.tif"
     odd.touch()
     assert files_of(str(odd)) == [str(odd)]  # a file that is really called so
+
+
+def test_what_a_server_does_not_tell_at_the_moment_is_no_change():
+    known = (("https://h/a.tif", 10, 1), ("https://h/b.tif", 20, 2))
+    assert changed(known, known) == []
+    assert changed((known[0], ("https://h/b.tif", *UNWATCHED)), known) == []
+    assert changed((known[0], ("https://h/b.tif", 20, 3)), known) == ["https://h/b.tif"]
