@@ -211,14 +211,24 @@ def resize_sample(
     """
     if valid.shape == size:
         return image, mask, valid
-    image, valid = _resize_valid(image, valid, size)
-    labels: Mask = np.asarray(cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+    image, valid = resize_pixels(image, valid, size=size)
+    labels = resize_labels(mask, size=size)
     labels[~valid] = IGNORE
     return image, labels, valid
 
 
-def _resize_valid(image: Pixels, valid: Valid, size: tuple[int, int]) -> tuple[Pixels, Valid]:
-    """Valid pixels alone are blended; a new pixel is valid where they make up at least half of it."""
+def resize_labels(mask: Mask, *, size: tuple[int, int]) -> Mask:
+    """A copy of a mask (H, W) resampled to `size` (height, width) by nearest."""
+    return np.array(cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+
+
+def resize_pixels(image: Pixels, valid: Valid, *, size: tuple[int, int]) -> tuple[Pixels, Valid]:
+    """Pixels (H, W, C) and their validity (H, W) resampled to `size` (height, width).
+
+    Valid pixels alone are blended; a new pixel is valid where they make up at least half of it.
+    """
+    if valid.shape == size:
+        return image, valid
     shrinking = size[0] < valid.shape[0] and size[1] < valid.shape[1]
     method = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
     every = bool(valid.all())

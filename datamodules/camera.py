@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,104 +12,28 @@ from torch.utils.data import Dataset
 
 from datamodules.augment import Augment
 from datamodules.batch import Item, Sample, Window
-from datamodules.classes import Classes, ClassSpec, Legend, Value
+from datamodules.classes import Classes, ClassSpec, Colour, Legend, Value
 from datamodules.datamodule import SegmentationDataModule
 from datamodules.datasets import EvaluationDataset
-from datamodules.drives import DriveModule, nearest
+from datamodules.drives import DriveModule
 from datamodules.errors import DataError
+from datamodules.frame_layouts import FrameLayoutName, FrameOptions, LabelForm, choose_layout
 from datamodules.frames import FrameReader
-from datamodules.layouts import Listing, bdd100k, camvid, cityscapes, kitti, pairs
+from datamodules.layouts import Listing, MaskSource, pairs
 from datamodules.sampling import Region
 from datamodules.sizes import SizedModule
 from datamodules.splits import FolderSplit, Split
-
-LayoutName = Literal["pairs", "camvid", "cityscapes", "bdd100k", "kitti"]
-LabelForm = Literal["index", "colour", "polygons"]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the data module knows of a layout before it looks at the disk."""
-
-    scan: Callable[[Path, str | None, str], Listing]
-    """(root, folder of a split or None for all, label form) -> pairs."""
-    legends: Mapping[str, Legend]
-    """The layout's own classes for each label form; the first is the usual one."""
-    drive_pattern: str | None
-    """None: every frame is its own group."""
-    has_folders: bool = True
-
-
-def _scan_camvid(root: Path, folder: str | None, form: str) -> Listing:
-    assert form == "index"
-    return camvid.scan(root, folder=folder)
-
-
-def _scan_cityscapes(root: Path, folder: str | None, form: str) -> Listing:
-    return cityscapes.scan(root, folder=folder, label_form=form)
-
-
-def _scan_bdd100k(root: Path, folder: str | None, form: str) -> Listing:
-    return bdd100k.scan(root, folder=folder, label_form=form)
-
-
-def _scan_kitti(root: Path, folder: str | None, form: str) -> Listing:
-    assert folder is None
-    return kitti.scan(root, label_form=form)
-
-
-LAYOUTS: dict[str, Layout] = {
-    "bdd100k": Layout(_scan_bdd100k, bdd100k.LEGENDS, None),
-    "camvid": Layout(_scan_camvid, camvid.LEGENDS, camvid.DRIVE_PATTERN),
-    "cityscapes": Layout(_scan_cityscapes, cityscapes.LEGENDS, cityscapes.DRIVE_PATTERN),
-    "kitti": Layout(_scan_kitti, kitti.LEGENDS, None, has_folders=False),
-}
-"""Beside 'pairs', which the user describes."""
-
-
-@dataclass(frozen=True)
-class _ScanPairs:
-    images: str
-    labels: str
-
-    def __call__(self, root: Path, folder: str | None, form: str) -> Listing:
-        return pairs.scan(root, images=self.images, labels=self.labels, folder=folder)
-
-
-def _choose_layout(name: str, images: str | None, labels: str | None) -> Layout:
-    if name == "pairs":
-        if images is None or labels is None:
-            raise DataError(
-                "layout 'pairs' needs `images`, e.g. 'images/{split}/*.png', "
-                "and `labels`, e.g. 'masks/{split}/{name}.png'"
-            )
-        legends = {form: Legend(()) for form in pairs.LABEL_FORMS}
-        return Layout(_ScanPairs(images, labels), legends, None, has_folders="{split}" in images)
-    if name not in LAYOUTS:
-        raise DataError(f"no layout '{name}': there are pairs, {', '.join(LAYOUTS)}{nearest(name, LAYOUTS)}")
-    if images is not None or labels is not None:
-        raise DataError(
-            f"layout '{name}' knows its own folders: `images` and `labels` are for the layout 'pairs'"
-        )
-    return LAYOUTS[name]
-
-
-def _choose_form(name: str, layout: Layout, form: str | None, classes: Sequence[ClassSpec] | None) -> str:
-    if form is None:
-        values = [value for spec in classes or () for value in spec.values]
-        coloured = any(isinstance(value, str) and value.startswith("#") for value in values)
-        return "colour" if coloured and "colour" in layout.legends else next(iter(layout.legends))
-    if form not in layout.legends:
-        raise DataError(f"layout '{name}' has no label form '{form}': there are {', '.join(layout.legends)}")
-    return form
 
 
 def _make_classes(
     name: str, legend: Legend, specs: Sequence[ClassSpec] | None, ignore: Sequence[Value]
 ) -> Classes:
+    """The classes given, else the layout's own but for those that are to be ignored."""
     if specs is None and not legend.classes:
         raise DataError(f"layout '{name}' has no classes of its own: give each class's name and label values")
-    return Classes(legend.classes if specs is None else specs, ignore=ignore, legend=legend)
+    if specs is None:
+        specs = [spec for spec in legend.classes if not {spec.name, *spec.values} & {*ignore}]
+    return Classes(specs, ignore=ignore, legend=legend)
 
 
 class CameraFrameDataModule(DriveModule, SizedModule, SegmentationDataModule):
@@ -120,9 +45,10 @@ class CameraFrameDataModule(DriveModule, SizedModule, SegmentationDataModule):
         self,
         root: str | Path,
         *,
-        layout: LayoutName = "pairs",
+        layout: FrameLayoutName = "pairs",
         images: str | None = None,
         labels: str | None = None,
+        annotations: str | None = None,
         label_form: LabelForm | None = None,
         classes: Sequence[ClassSpec] | None = None,
         ignore: Sequence[Value] = (),
@@ -141,9 +67,9 @@ class CameraFrameDataModule(DriveModule, SizedModule, SegmentationDataModule):
         seed: int = 0,
         cache_dir: str | Path | None = None,
     ) -> None:
-        """images, labels: for the layout 'pairs', see `datamodules.layouts.pairs.scan`.
+        """images, labels, annotations: for layouts that take them, see `datamodules.frame_layouts.FrameOptions`.
         label_form: how masks are coded; default: the layout's own, for 'pairs' as the classes are given.
-        classes, ignore: default: the layout's own.
+        classes: default: the layout's own, without those that `ignore` names.
         size: (height, width) to which frames and masks are resized; default: their own, which must agree.
         crop: (height, width) of training samples; default: size. It replaces the augmentation's own crop.
         drive_pattern: regular expression on a frame's stem whose first group is the drive.
@@ -166,15 +92,19 @@ class CameraFrameDataModule(DriveModule, SizedModule, SegmentationDataModule):
             seed=seed,
             cache_dir=cache_dir,
         )
-        self.layout = _choose_layout(layout, images, labels)
-        self.label_form = _choose_form(layout, self.layout, label_form, classes)
-        self.classes = _make_classes(layout, self.layout.legends[self.label_form], classes, ignore)
-        if self.classes.are_colours != (self.label_form == "colour"):
-            given = "'#rrggbb' colours" if self.classes.are_colours else "pixel values"
-            raise DataError(f"label_form is '{self.label_form}', but the classes are given as {given}")
+        self.layout = choose_layout(layout, FrameOptions(images, labels, annotations))
+        self.label_form = self.layout.choose_form(label_form, classes)
+        self._given = classes, tuple(ignore)
+        self._model_names: tuple[str, ...] | None = None
+        legend = self.layout.layout.legends[self.label_form]
+        if legend is not None:
+            self._set_classes(legend)
         self.bands = ("red", "green", "blue")
         self.has_folders = self.layout.has_folders
-        self.own_pattern = self.layout.drive_pattern
+        self.own_pattern = self.layout.layout.drive_pattern
+        self._sources: dict[str, MaskSource] = {}
+        self._declared: list[Legend | None] = []
+        self._beside: set[str] = set()
         self.split = split
         self.size = size
         self.crop = crop
@@ -183,9 +113,15 @@ class CameraFrameDataModule(DriveModule, SizedModule, SegmentationDataModule):
     def scan(self) -> None:
         """Finds, pairs and splits the frames, and looks into each once (what it finds there is cached)."""
         self.notes, self.unmatched = [], []
+        self._sources, self._declared, self._beside = {}, [], set()
         splits = self._split()
+        legend = pairs.agreed_legend(self._declared)
+        if legend is not None:
+            self._set_classes(legend)
         frames = [item for items in splits.values() for item in items]
-        checks = self._check_frames(frames, FrameReader(self.classes, None))
+        checks = self._check_frames(
+            frames, FrameReader(self.classes, None, self._sources), facts=self._mask_facts()
+        )
         problems = {path: check.problem for path, check in checks.items() if check.problem is not None}
         problems |= self._settle_size({path: check for path, check in checks.items() if path not in problems})
         self._take_usable(splits, problems)
@@ -202,13 +138,26 @@ class CameraFrameDataModule(DriveModule, SizedModule, SegmentationDataModule):
         self._check_inputs(items, reader)
         return EvaluationDataset(items, reader=reader, normalisation=self.normalisation)
 
+    def set_class_names(self, names: Sequence[str], colours: Sequence[Colour] | None = None) -> None:
+        """The classes of a model, in its order, where label files that needn't be there any more declared them."""
+        self._model_names = tuple(names)
+        if not hasattr(self, "classes"):
+            shown = [None] * len(names) if colours is None else colours
+            self.classes = Classes(
+                [ClassSpec(name, (k,), colour) for k, (name, colour) in enumerate(zip(names, shown, strict=True))]
+            )
+
     # ---------------------------------------------------------------- for the base
 
     def _listing(self, folder: str | None) -> Listing:
-        return self.layout.scan(self.root, folder, self.label_form)
+        listing = self.layout.scan(self.root, folder, self.label_form)
+        self._sources.update(listing.sources)
+        self._declared.append(listing.declared)
+        self._beside.update(listing.beside)
+        return listing
 
     def _reader(self) -> FrameReader:
-        return FrameReader(self.classes, self.size)
+        return FrameReader(self.classes, self.size, self._sources)
 
     def _training_regions(self) -> list[Region]:
         height, width = self.frame_size
@@ -216,9 +165,25 @@ class CameraFrameDataModule(DriveModule, SizedModule, SegmentationDataModule):
         return [Region(item, window, area=float(height * width)) for item in self.items["train"]]
 
     def _facts(self) -> dict[str, object]:
-        return {"size": self.size, "label_form": self.label_form}
+        return {"size": self.size, **self._mask_facts()}
 
     # ---------------------------------------------------------------- inside
+
+    def _set_classes(self, legend: Legend) -> None:
+        self.classes = _make_classes(self.layout.name, legend, *self._given)
+        if self.classes.are_colours != (self.label_form == "colour"):
+            given = "'#rrggbb' colours" if self.classes.are_colours else "pixel values"
+            raise DataError(f"label_form is '{self.label_form}', but the classes are given as {given}")
+        if self._model_names not in (None, self.classes.names):
+            raise DataError(
+                f"{self.root}: the label files declare the classes {', '.join(self.classes.names)}, but the model "
+                f"has {', '.join(self._model_names)}"
+            )
+
+    def _mask_facts(self) -> dict[str, object]:
+        """What changes the masks, beside images, label files and classes."""
+        states = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in sorted(self._beside)]
+        return {"layout": self.layout.name, "label_form": self.label_form, "beside": states}
 
     def _check_crop(self) -> None:
         """Crops centred on rare classes must be smaller than the frame, too."""

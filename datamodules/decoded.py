@@ -20,6 +20,7 @@ import numpy as np
 
 from datamodules.batch import Window
 from datamodules.errors import DataError
+from datamodules.paths import State, changed, state_of
 from datamodules.readers import RawSample
 
 SIDE = 1024
@@ -39,8 +40,8 @@ class Layout:
     dtype: np.dtype[np.generic]
     cell: tuple[int, int]
     """(H, W)"""
-    state: tuple[tuple[str, int, int], ...]
-    """(path, bytes, time) of its files."""
+    state: State
+    """Of its files."""
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -135,12 +136,11 @@ def _fill(
     row, col = cell[0] * layout.cell[0], cell[1] * layout.cell[1]
     height, width = min(layout.cell[0], layout.height - row), min(layout.cell[1], layout.width - col)
     raw = unpack(Window(row, col, height, width))
-    for path, *state in layout.state:
-        status = os.stat(path)
-        if [status.st_size, status.st_mtime_ns] != state:
-            raise DataError(
-                f"{path}: has changed since this run began, so its cached pixels can't be trusted: run again"
-            )
+    now = tuple(each for path, *_ in layout.state for each in state_of(path))
+    for path in changed(now, layout.state):
+        raise DataError(
+            f"{path}: has changed since this run began, so its cached pixels can't be trusted: run again"
+        )
     values, valid, mask, there = arrays
     inside = np.s_[row : row + height, col : col + width]
     values[:, *inside], valid[inside], mask[inside] = raw.values, raw.valid, raw.mask

@@ -143,11 +143,12 @@ class DriveModule(DataModule):
         pattern = self.drive_pattern or self.own_pattern
         return list(items) if pattern is None else group_by_drive(items, pattern=pattern)
 
-    def _check_frames(self, items: Sequence[Item], reader: Reader) -> dict[str, FrameCheck]:
-        """What `reader` finds in every frame, by path. Done again only when files or classes change."""
-        key = fingerprint(
-            items, root=self.root, facts={"classes": self.classes.specs, "ignore": self.classes.ignore}
-        )
+    def _check_frames(
+        self, items: Sequence[Item], reader: Reader, *, facts: Mapping[str, object] | None = None
+    ) -> dict[str, FrameCheck]:
+        """What `reader` finds in every frame, by path. Done again only when files, classes or facts change."""
+        own = {"classes": self.classes.specs, "ignore": self.classes.ignore}
+        key = fingerprint(items, root=self.root, facts={**own, **(facts or {})})
 
         def build() -> list[FrameCheck]:
             with ThreadPoolExecutor(os.cpu_count()) as pool:

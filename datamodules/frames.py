@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.augment import resize_sample
+from datamodules.augment import resize_labels, resize_pixels
 from datamodules.batch import IGNORE, Item
 from datamodules.classes import Classes
 from datamodules.datasets import RawSample
 from datamodules.errors import DataError
-from datamodules.layouts import cityscapes
+from datamodules.layouts import MaskSource, cityscapes
+from datamodules.layouts.parsing import read_stored
+from datamodules.videos import read_frame, split_frame_path
+
+_FLAGS = {
+    8: cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION,
+    4: cv2.IMREAD_REDUCED_COLOR_4 | cv2.IMREAD_IGNORE_ORIENTATION,
+    2: cv2.IMREAD_REDUCED_COLOR_2 | cv2.IMREAD_IGNORE_ORIENTATION,
+    1: cv2.IMREAD_UNCHANGED,
+}
+"""OpenCV's, by the number by which both sides are divided."""
 
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 
@@ -24,20 +36,58 @@ _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 def read_image(path: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """(H, W, 3) uint8 or uint16 red green blue, and (H, W) bool: False where fully transparent.
 
-    Grey pictures are given three equal bands. The picture is not turned as its EXIF data may ask: a mask
-    belongs to the pixels as they are stored.
+    path: of a picture, or of a video's frame. Grey pictures are given three equal bands. The picture is not turned
+    as its EXIF data may ask: a mask belongs to the pixels as they are stored.
     """
+    image, valid, _ = read_fitted(path, lambda own: own)
+    return image, valid
+
+
+def read_fitted(
+    path: str, fit: Callable[[tuple[int, int]], tuple[int, int]]
+) -> tuple[NDArray[Any], NDArray[np.bool_], tuple[int, int]]:
+    """As `read_image`, not larger than needs be, and the picture's own (height, width).
+
+    fit: the (height, width) to which a picture of this one will be resized: a JPEG that is to shrink to a half, a
+    quarter or an eighth, or more, is decoded at that scale, which leaves out most of the work. Its pixels are then
+    those that libjpeg's smaller inverse transform gives, near the mean of the pixels that they stand for.
+    """
+    frame = split_frame_path(path)
+    if frame is not None:
+        picture = read_frame(*frame)
+        return picture, np.ones(picture.shape[:2], np.bool_), (picture.shape[0], picture.shape[1])
     data = _read_bytes(path)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    own = _jpeg_size(data, path) if data.startswith(_JPEG_START) else None
+    divisor = 1 if own is None else _divisor(own, fit(own))
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[divisor]) if data else None
     if image is None or _is_cut_off(data):
         raise DataError(f"{path}: not a picture, or a truncated or damaged one")
     if image.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{path}: its pixels are {image.dtype}; camera frames are 8- or 16-bit")
+    size = (image.shape[0], image.shape[1])
+    valid = np.ones(size, np.bool_)
     if image.ndim == 2:
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), np.ones(image.shape, dtype=np.bool_)
-    if image.shape[2] == 4:
-        return cv2.cvtColor(image, cv2.COLOR_BGRA2RGB), image[..., 3] > 0
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.ones(image.shape[:2], dtype=np.bool_)
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    elif image.shape[2] == 4:
+        image, valid = cv2.cvtColor(image, cv2.COLOR_BGRA2RGB), image[..., 3] > 0
+    else:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image, valid, own or size
+
+
+def _jpeg_size(data: bytes, path: str) -> tuple[int, int]:
+    try:
+        with Image.open(BytesIO(data)) as picture:
+            return picture.height, picture.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not a picture, or a truncated or damaged one") from error
+
+
+def _divisor(own: tuple[int, int], wanted: tuple[int, int]) -> int:
+    """The largest by which both sides can be divided, rounded up as libjpeg does, and not be too small."""
+    pairs = list(zip(own, wanted, strict=True))
+    fitting = (each for each in _FLAGS if all(-(-side // each) >= least for side, least in pairs))
+    return next(fitting, 1)
 
 
 def read_codes(path: str) -> NDArray[Any]:
@@ -47,11 +97,7 @@ def read_codes(path: str) -> NDArray[Any]:
     """
     if path.endswith(".json"):
         return cityscapes.rasterise(Path(path))
-    try:
-        with Image.open(path) as picture:
-            codes = np.asarray(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a picture, or a truncated or damaged one") from error
+    codes = read_stored(path)
     if codes.dtype == np.bool_:
         return codes.astype(np.uint8)
     # the alpha of a colour-coded mask says nothing about classes
@@ -77,20 +123,22 @@ class FrameReader:
     classes: Classes
     size: tuple[int, int] | None
     """(height, width) to which both are resized; None: they stay as they are."""
+    sources: Mapping[str, MaskSource] = field(default_factory=dict)
+    """See `datamodules.layouts.Listing`."""
 
     def read(self, item: Item) -> RawSample:
         """The item's window, in pixels of the resized frame, or all of it."""
-        image, valid = read_image(item.image)
+        image, valid, own = read_fitted(item.image, lambda own: self.size or own)
+        size = self.size or own
         mask = self._read_own_size(item)
-        if mask is None:
-            mask = np.full(valid.shape, IGNORE, np.uint8)
-        elif mask.shape != valid.shape:
+        if mask is not None and mask.shape != own:
             raise DataError(
                 f"{item.label}: the mask is {_show(mask.shape)} (height x width), "
-                f"its image {item.image} is {_show(valid.shape)}"
+                f"its image {item.image} is {_show(own)}"
             )
-        if self.size is not None:
-            image, mask, valid = resize_sample(image, mask, valid, size=self.size)
+        image, valid = resize_pixels(image, valid, size=size)
+        mask = np.full(size, IGNORE, np.uint8) if mask is None else resize_labels(mask, size=size)
+        mask[~valid] = IGNORE
         if item.window is not None:
             window = item.window
             inside = np.s_[window.row : window.row + window.height, window.col : window.col + window.width]
@@ -103,12 +151,14 @@ class FrameReader:
         assert mask is not None, f"{item.id} has no label"
         if self.size is None or mask.shape == self.size:
             return mask
-        return np.asarray(cv2.resize(mask, self.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+        return resize_labels(mask, size=self.size)
 
     def _read_own_size(self, item: Item) -> NDArray[np.uint8] | None:
         if item.label is None:
             return None
-        return self.classes.lookup(read_codes(item.label), source=item.label)
+        source = self.sources.get(item.image)
+        codes = read_codes(item.label) if source is None else source.codes(item.label)
+        return self.classes.lookup(codes, source=item.label)
 
 
 @dataclass(frozen=True)
@@ -138,9 +188,9 @@ class PictureReader:
 
     def read(self, item: Item) -> RawSample:
         """The whole frame, resized."""
-        image, valid = read_image(item.image)
+        image, valid, own = read_fitted(item.image, self.fit)
+        image, valid = resize_pixels(image, valid, size=self.fit(own))
         mask = np.full(valid.shape, IGNORE, np.uint8)
-        image, mask, valid = resize_sample(image, mask, valid, size=self.fit(valid.shape))
         return RawSample(values=image.transpose(2, 0, 1), valid=valid, mask=mask)
 
     def read_mask(self, item: Item) -> NDArray[np.uint8]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,8 @@ from datamodules.labels import (
     states_beside,
 )
 from datamodules.layouts import Listing, geotiff
+from datamodules.layouts.stac import is_asset_key, is_stac
+from datamodules.paths import state_of
 from datamodules.raster import Grid, Header
 from datamodules.sampling import ClassPositions, Region, WindowPlan, samples_to_cover
 from datamodules.scenes import Scene, SceneModule, SceneReader, check_has_crs, listed
@@ -80,7 +81,8 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
         cache: Literal["none", "ram", "disk"] = "none",
         cache_limit: int | None = None,
     ) -> None:
-        """images, labels: see `datamodules.layouts.geotiff.scan`; labels with the suffix of a vector file
+        """images, labels: see `datamodules.layouts.geotiff.scan`, for lists of files, remote ones, STAC, and scenes
+        with a file a band; labels with the suffix of a vector file
         (.geojson, .gpkg, .shp, .fgb, .parquet) are shapes, whose classes' values are those of a column.
         vector: how these are read; default: VectorOptions().
         bands: names of the files' bands in order; default: from the files, else B1, B2...
@@ -114,9 +116,11 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
         )
         if not 0 <= eval_overlap < 1:
             raise DataError(f"eval_overlap is {eval_overlap:g}; allowed: from 0 to below 1")
-        if vector is not None and not is_vector(labels):
+        # what file an asset of STAC items is, only they say
+        is_shapes = is_vector(labels) or (is_stac(images) and is_asset_key(labels) and vector is not None)
+        if vector is not None and not is_shapes:
             raise DataError(f"vector is for vector files only, but labels is {labels!r}")
-        self.vector = (vector or VectorOptions()) if is_vector(labels) else None
+        self.vector = (vector or VectorOptions()) if is_shapes else None
         legend = None if self.vector is None else legend_of_texts(classes, ignore)
         self.classes = Classes(classes, ignore=ignore, legend=legend)
         self._as_given = tuple(classes), tuple(ignore)
@@ -217,7 +221,7 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
             width=scene.grid.width,
             dtype=scene.header.dtype,
             cell=cell,
-            state=tuple((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths),
+            state=tuple(state for path in paths for state in state_of(path)),
         )
 
     def _plan(self, regions: list[Region], positions: ClassPositions | None) -> WindowPlan:
@@ -290,7 +294,9 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
     # ---------------------------------------------------------------- files
 
     def _listing(self, folder: str | None) -> Listing:
-        return geotiff.scan(self.root, images=self.images, labels=self.labels, folder=folder)
+        return geotiff.scan(
+            self.root, images=self.images, labels=self.labels, folder=folder, bands=self.band_names
+        )
 
     def _leave_out_unlabelled(self) -> None:
         """Items without a shape: nothing is learned and nothing is scored there."""
@@ -368,6 +374,7 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
             nodata=nodata,
             masked=header.masked,
             classes=self.classes,
+            state=header.state,
         )
 
     # ---------------------------------------------------------------- splits

@@ -246,7 +246,9 @@ class GeoTiffDetectionDataModule(SceneModule, DetectionDataModule):
 
     def _listing(self, folder: str | None) -> Listing:
         if self.layout is None:
-            return geotiff.scan(self.root, images=self.images, labels=self.labels, folder=folder)
+            return geotiff.scan(
+                self.root, images=self.images, labels=self.labels, folder=folder, bands=self.band_names
+            )
         listing = self.layout.scan(self.root, folder)
         self._listings.append(listing)
         return listing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -12,52 +11,51 @@ import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 
+from datamodules.paths import UNWATCHED, changed, forget_states, state_of
 from datamodules.raster import Grid, Header, read_header
-from datamodules.statistics import cached
-
-State = tuple[int, int]
-"""(bytes, time in ns) of a file."""
+from datamodules.statistics import cached, keep
 
 
 class SceneIndex:
-    """Headers by path, valid as long as the file has its size and time."""
+    """Headers by path, valid as long as the files have their size and time, or their server says so."""
 
     def __init__(self, path: Path) -> None:
         """path: of the file in which it is kept."""
         self.path = path
-        self._known = (
-            cached(path, dict[str, tuple[State, Header]], load=_load, save=_save) if path.exists() else {}
-        )
+        self._known = cached(path, dict[str, Header], load=_load, save=_save) if path.exists() else {}
         self._changed = False
+        self.changed: list[str] = []
+        """Paths of what had another state when it was looked at before."""
+        forget_states()
 
     def header(self, path: str | Path, *, bands: Sequence[str] | None = None) -> Header:
         """See `datamodules.raster.read_header`; a file that can't be looked at is left to that to complain of."""
         path = str(path)
         key = path if bands is None else f"{path}|{','.join(bands)}"
         try:
-            status = os.stat(path)
+            state = state_of(path)
         except OSError:
             return read_header(path, bands=bands)
-        state = status.st_size, status.st_mtime_ns
         known = self._known.get(key)
-        if known is None or known[0] != state:
-            self._known[key] = known = state, read_header(path, bands=bands)
+        if known is None or known.state != state or any((size, mark) == UNWATCHED for _, size, mark in state):
+            if known is not None and changed(state, known.state):
+                self.changed.append(path)
+            self._known[key] = known = read_header(path, bands=bands)
             self._changed = True
-        return known[1]
+        return known
 
     def keep(self) -> None:
         """Writes it, if anything in it is new."""
         if self._changed:
-            self.path.unlink(missing_ok=True)
-            cached(self.path, lambda: self._known, load=_load, save=_save)
+            keep(self.path, self._known, save=_save)
             self._changed = False
 
 
-def _save(known: dict[str, tuple[State, Header]], file: IO[bytes]) -> None:
+def _save(known: dict[str, Header], file: IO[bytes]) -> None:
     systems: dict[str, int] = {}
     texts: dict[int, str] = {}  # by object: writing the same CRS again and again takes longer than all else
     rows = []
-    for key, (state, header) in known.items():
+    for key, header in known.items():
         grid = header.grid
         text = None
         if grid.crs is not None:
@@ -66,7 +64,8 @@ def _save(known: dict[str, tuple[State, Header]], file: IO[bytes]) -> None:
         rows.append(
             {
                 "key": key,
-                "state": state,
+                "state": header.state,
+                "pixels": header.pixels,
                 "path": header.path,
                 "size": (grid.height, grid.width),
                 "transform": tuple(grid.transform)[:6],
@@ -83,10 +82,10 @@ def _save(known: dict[str, tuple[State, Header]], file: IO[bytes]) -> None:
     file.write(json.dumps({"crs": list(systems), "files": rows}).encode())
 
 
-def _load(file: IO[bytes]) -> dict[str, tuple[State, Header]]:
+def _load(file: IO[bytes]) -> dict[str, Header]:
     kept = json.load(file)
     systems = [CRS.from_wkt(text) for text in kept["crs"]]
-    return {row["key"]: (tuple(row["state"]), _header(row, systems)) for row in kept["files"]}
+    return {row["key"]: _header(row, systems) for row in kept["files"]}
 
 
 def _header(row: dict[str, Any], systems: Sequence[CRS]) -> Header:
@@ -102,4 +101,6 @@ def _header(row: dict[str, Any], systems: Sequence[CRS]) -> Header:
         masked=row["masked"],
         striped=row["striped"],
         block=tuple(row["block"]),
+        state=tuple((path, size, mark) for path, size, mark in row["state"]),
+        pixels=tuple(row["pixels"]),
     )

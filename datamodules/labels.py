@@ -14,6 +14,7 @@ import numpy as np
 from datamodules.batch import IGNORE, Window
 from datamodules.classes import Classes, ClassSpec, Value
 from datamodules.errors import DataError
+from datamodules.paths import State
 from datamodules.raster import Grid, Pool, read_window
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class RasterLabels:
     nodata: float | None
     masked: bool
     classes: Classes
+    state: State = ()
+    """Of the file when its header was read."""
 
     def touches(self, window: Window) -> bool:
         """See `Labels`."""
@@ -85,7 +88,7 @@ class RasterLabels:
     def read(self, window: Window, pool: Pool) -> np.ndarray:
         """See `Labels`."""
         if self.aligned:
-            file, masked = pool.file(self.path), self.masked
+            file, masked = pool.file(self.path, self.state), self.masked
         else:
             use_nodata = self.nodata is not None
             file, masked = pool.warped(self.path, self.grid, self.scene, use_nodata=use_nodata), True

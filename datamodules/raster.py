@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
+import time
 import warnings
+import xml.etree.ElementTree as ET
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import ceil, floor, isnan, prod
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import rasterio
@@ -35,6 +40,17 @@ from rasterio.warp import transform as transform_points
 
 from datamodules.batch import Window
 from datamodules.errors import DataError
+from datamodules.paths import State, changed, files_of, gdal_path, is_remote, state_of
+
+# answers such as 503, and servers that fall silent; broken connections are tried again by _insist
+for _key, _value in {
+    "GDAL_HTTP_MAX_RETRY": "3",
+    "GDAL_HTTP_RETRY_DELAY": "0.5",
+    "GDAL_HTTP_CONNECTTIMEOUT": "20",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
+    "GDAL_HTTP_LOW_SPEED_TIME": "30",
+}.items():
+    os.environ.setdefault(_key, _value)
 
 # of unpacked blocks, in MB, a process; by default 5 % of the memory, times the number of loader processes.
 # Who reads super-tiles and rows of tiles needs no more than the blocks at their edges again.
@@ -45,6 +61,19 @@ OPEN_FILES = 256
 
 LARGE = 4 * 2**20
 """Bytes from which an array that is read has memory of its own."""
+
+PAUSES = (0.5, 2.0, 5.0)
+"""Seconds after which what a server didn't give is asked for again."""
+
+_SCENE = "VISIONSFT_SCENE"
+_REFUSED = re.compile(r"HTTP (response|error) code: 4(?!08|29)|does not exist|not recognized|No such file")
+"""What asking again doesn't change."""
+_GDAL_TYPES = {
+    "uint8": "Byte", "int8": "Int8", "uint16": "UInt16", "int16": "Int16", "uint32": "UInt32", "int32": "Int32",
+    "uint64": "UInt64", "int64": "Int64", "float32": "Float32", "float64": "Float64",
+}  # fmt: skip
+
+Found = TypeVar("Found")
 
 LONLAT = CRS.from_epsg(4326)
 
@@ -124,6 +153,10 @@ class Header:
     """Stored in full rows, not in tiles."""
     block: tuple[int, int]
     """(H, W) of the blocks in which it is stored."""
+    state: State = ()
+    """Of the files when this was read."""
+    pixels: tuple[float, ...] = ()
+    """Sizes of a pixel in the files of a scene with a file a band, where these differ."""
 
     @property
     def may_be_invalid(self) -> bool:
@@ -164,9 +197,11 @@ class Pool:
     def __reduce__(self) -> tuple[type[Pool], tuple[int]]:
         return Pool, (self.limit,)
 
-    def file(self, path: str) -> DatasetReader:
-        """The open file."""
-        return self._get(path, lambda stack: stack.enter_context(_open(path)))
+    def file(self, path: str, state: State = ()) -> DatasetReader:
+        """The open file; a DataError if it isn't in the `state` in which its header was read."""
+        if state and (not is_remote(path) or (path, state) not in self._open):
+            refuse_changed(path, state)
+        return self._get((path, state), lambda stack: stack.enter_context(_open(path)))
 
     def warped(self, path: str, source: Grid, target: Grid, *, use_nodata: bool) -> DatasetReader:
         """The file, whose own grid is `source`, on another one, by nearest; its mask tells where data is."""
@@ -205,9 +240,27 @@ class Pool:
         return self._open[key][0]
 
 
+def refuse_changed(path: str, state: State) -> None:
+    """A file that isn't what its header said holds other ground, or is just being written."""
+    try:
+        now = state_of(path)
+    except OSError as error:
+        raise DataError(f"{error.filename}: was there when this run began: {error.strerror}") from error
+    files = changed(now, state)
+    if files:
+        raise DataError(f"{files[0]}: has changed since this run looked at it first: run again")
+
+
 def read_header(path: str | Path, *, bands: Sequence[str] | None = None) -> Header:
-    """bands: names for the file's bands in their order; default: its own names, colours, or B1, B2..."""
+    """bands: names for the file's bands in their order; default: its own names, colours, or B1, B2...
+
+    path: may stand for several files with one band each, see `datamodules.paths`.
+    """
     path = str(path)
+    files = files_of(path)
+    state = state_of(path) if all(is_remote(each) or os.path.exists(each) for each in files) else ()
+    if len(files) > 1:
+        return _read_stack_header(path, files, bands, state)
     with _open(path) as file, _reading(path, "header"):
         _refuse_cut_off(file, path)
         own = [i for i in file.indexes if file.colorinterp[i - 1] != ColorInterp.alpha]
@@ -230,6 +283,70 @@ def read_header(path: str | Path, *, bands: Sequence[str] | None = None) -> Head
             masked=bool(flags & {MaskFlags.alpha, MaskFlags.per_dataset}),
             striped=file.block_shapes[0][1] >= file.width,
             block=tuple(file.block_shapes[0]),
+            state=state,
+        )
+
+
+def _read_stack_header(path: str, files: Sequence[str], bands: Sequence[str] | None, state: State) -> Header:
+    """Of a scene with a file a band; without `bands` their names are what tells the files apart."""
+    headers = [_read_band_header(each) for each in files]
+    names = tuple(bands) if bands is not None else tuple(_parts(path))
+    if len(names) != len(files):
+        raise DataError(f"{path}: has {len(files)} files, but {len(names)} bands are named: {', '.join(names)}")
+    first = _finest(headers)
+    for other in headers:
+        _check_stacks(first, other)
+    sizes = tuple(round(abs(header.grid.transform.a), 6) for header in headers)
+    return replace(
+        first,
+        path=path,
+        names=names,
+        indexes=tuple(range(1, len(files) + 1)),
+        state=state,
+        pixels=sizes if any(not header.grid.matches(first.grid) for header in headers) else (),
+    )
+
+
+def _read_band_header(path: str) -> Header:
+    header = read_header(path)
+    if len(header.indexes) != 1 or header.masked:
+        what = "an alpha band or mask" if header.masked else f"{len(header.indexes)} bands"
+        raise DataError(f"{path}: has {what}; a scene's band files have one band each, holes as nodata")
+    return header
+
+
+def _parts(path: str) -> list[str]:
+    """What tells the files of a scene apart in their path."""
+    return path[path.index("{") + 1 : path.index("}")].split(",")
+
+
+def _finest(headers: Sequence[Header]) -> Header:
+    """The header whose pixels are smallest; the first of several."""
+    return max(headers, key=lambda header: header.grid.height * header.grid.width)
+
+
+def _check_stacks(first: Header, other: Header) -> None:
+    """Whether two band files can be one scene: number type, nodata, CRS and ground agree."""
+    for what, wanted, own in (
+        ("type", first.dtype, other.dtype),
+        ("CRS", first.grid.crs, other.grid.crs),
+        ("nodata", str(first.nodata), str(other.nodata)),
+    ):
+        if wanted != own:
+            raise DataError(f"{other.path}: its {what} is {own}, that of {first.path}, of the same scene, is {wanted}")
+    corners = ((0, 0), (1, 1))
+    one, two = (
+        [grid.transform * (grid.width * x, grid.height * y) for x, y in corners] for grid in (first.grid, other.grid)
+    )
+    largest = max(abs(value) for grid in (first.grid, other.grid) for value in (grid.transform.a, grid.transform.e))
+    if not np.allclose(one, two, rtol=0, atol=largest / 2):
+        place, reference = (
+            f"{header.grid.height} x {header.grid.width} pixels from {header.grid.transform.c:.10g}, "
+            f"{header.grid.transform.f:.10g}"
+            for header in (other, first)
+        )
+        raise DataError(
+            f"{other.path}: lies on other ground than {first.path}, of the same scene: {place} instead of {reference}"
         )
 
 
@@ -317,13 +434,18 @@ def _read(
 ) -> tuple[np.ndarray, np.ndarray]:
     """values (C, H, W), valid (H, W) of a window inside the file, perhaps decimated to a shape."""
     area = windows.Window(window.col, window.row, window.width, window.height)
-    with _reading(file.name, window):
-        size = shape or (window.height, window.width)
+    path = _path_of(file)
+    size = shape or (window.height, window.width)
+
+    def read() -> tuple[np.ndarray, np.ndarray]:
         values = file.read(list(bands), window=area, out=_allocate((len(bands), *size), _dtype(file, bands)))
         valid = is_measured(values, nodata)
         if masked:
             valid &= file.dataset_mask(window=area, out_shape=size) > 0
-    return values, valid
+        return values, valid
+
+    with _reading(path, window):
+        return _insist(path, read)
 
 
 def _dtype(file: DatasetReader, bands: Sequence[int]) -> np.dtype[Any]:
@@ -416,15 +538,92 @@ def _refuse_cut_off(file: DatasetReader, path: str) -> None:
 
 
 def _open(path: str) -> DatasetReader:
+    files = files_of(path)
+    name = _stack(path, files) if len(files) > 1 else gdal_path(path)
     options = {
         # GDAL lists the whole folder for each file otherwise, to see which side files there are
         "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
         # blocks of one read are unpacked in parallel, unless loader processes share the cores already
         "GDAL_NUM_THREADS": os.environ.get("GDAL_NUM_THREADS", "1" if parent_process() else "ALL_CPUS"),
     }
-    with _reading(path, "opening"), warnings.catch_warnings(), rasterio.Env(**options):
+
+    def open_lean() -> DatasetReader:
+        with rasterio.Env(**options):
+            return rasterio.open(name)
+
+    with _reading(path, "opening"), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a mask without CRS is fine
-        return rasterio.open(path)
+        return _insist(path, open_lean)
+
+
+def _stack(path: str, files: Sequence[str]) -> str:
+    """A virtual raster (VRT) of files with one band each, as text that GDAL opens; it knows the scene's path.
+
+    Files with larger pixels are interpolated to the finest ones' (bilinear).
+    """
+    headers = [_read_band_header(each) for each in files]
+    first = _finest(headers)
+    grid = first.grid
+    root = ET.Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
+    if grid.crs is not None:
+        ET.SubElement(root, "SRS", dataAxisToSRSAxisMapping="1,2").text = grid.crs.to_wkt()
+    ET.SubElement(root, "GeoTransform").text = ", ".join(map(repr, grid.transform.to_gdal()))
+    ET.SubElement(ET.SubElement(root, "Metadata"), "MDI", key=_SCENE).text = path
+    for number, header in enumerate(headers, start=1):
+        _check_stacks(first, header)
+        _add_band(root, number, header, grid)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _add_band(root: ET.Element, number: int, header: Header, grid: Grid) -> None:
+    kind = _GDAL_TYPES[str(header.dtype)]
+    band = ET.SubElement(root, "VRTRasterBand", dataType=kind, band=str(number))
+    if header.nodata is not None:
+        ET.SubElement(band, "NoDataValue").text = repr(header.nodata)
+    coarser = (header.grid.height, header.grid.width) != (grid.height, grid.width)
+    source = ET.SubElement(
+        band, "SimpleSource" if header.nodata is None else "ComplexSource", resampling="bilinear" if coarser else "near"
+    )
+    ET.SubElement(source, "SourceFilename", relativeToVRT="0").text = gdal_path(header.path)
+    ET.SubElement(source, "SourceBand").text = str(header.indexes[0])
+    for tag, each in (("SrcRect", header.grid), ("DstRect", grid)):
+        ET.SubElement(source, tag, xOff="0", yOff="0", xSize=str(each.width), ySize=str(each.height))
+    if header.nodata is not None:
+        ET.SubElement(source, "NODATA").text = repr(header.nodata)
+
+
+def _path_of(file: DatasetReader) -> str:
+    """For messages: a stack of files has no name of its own."""
+    name = str(file.name)
+    return str(file.tags()[_SCENE]) if name.startswith("<VRTDataset") else name.removeprefix("/vsicurl/")
+
+
+def _insist(path: str, attempt: Callable[[], Found]) -> Found:
+    """Tries again where a server breaks off, some seconds later; GDAL goes on with what it has got so far."""
+    if not any(map(is_remote, files_of(path))):
+        return attempt()
+    for pause in PAUSES:
+        try:
+            return _apart(attempt)
+        except (RasterioError, CPLE_BaseError) as error:
+            if _REFUSED.search(f"{error} {error.__cause__}"):
+                raise
+            time.sleep(pause)
+    return _apart(attempt)
+
+
+def _apart(attempt: Callable[[], Found]) -> Found:
+    """In a thread of its own where this process was forked: GDAL keeps a thread's connections open, and those of the
+    thread that forked are its parent's, too: answers would get mixed up."""
+    return attempt() if os.getpid() == _PROCESS else _helper(os.getpid()).submit(attempt).result()
+
+
+@lru_cache(1)
+def _helper(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1)
+
+
+_PROCESS = os.getpid()
 
 
 @contextmanager

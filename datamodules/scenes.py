@@ -142,7 +142,7 @@ class SceneReader:
         height = min(max(1, round(region.height * down)), own.height - top)
         width = min(max(1, round(region.width * across)), own.width - left)
         return read_footprint(
-            self.pool.file(item.image),
+            self.pool.file(item.image, scene.header.state),
             Window(top, left, height, width),
             bands=scene.bands,
             nodata=scene.nodata,
@@ -156,7 +156,7 @@ class SceneReader:
         return read_thumbnail(self.pool.file(path), bands=bands, nodata=scene.nodata, masked=masked, side=side)
 
     def _pixels(self, scene: Scene, window: Window) -> Raster:
-        file, masked = self.pool.file(scene.header.path), scene.header.masked
+        file, masked = self.pool.file(scene.header.path, scene.header.state), scene.header.masked
         if scene.grid is scene.header.grid:
             return read_window(file, window, bands=scene.bands, nodata=scene.nodata, masked=masked)
         return read_resampled(file, scene.grid, window, bands=scene.bands, nodata=scene.nodata, masked=masked)
@@ -300,9 +300,13 @@ class SceneModule(DataModule):
 
     def _read_headers(self, items: Sequence[Item]) -> dict[str, Header]:
         """By item id; sets the bands and their number type."""
-        self._index = SceneIndex(self._cache_path("index.json"))
+        self._index = SceneIndex(self._cache_path("scenes.json"))
         headers = self._each(items, lambda item: self._index.header(item.image, bands=self.band_names))
         self._index.keep()
+        changed = self._index.changed
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            self.notes.append(f"{changed[0]}{more}: changed since the last run, and looked at again")
         self.bands = self._choose_bands(list(headers.values()))
         self.dtype = np.result_type(*(header.dtype for header in headers.values()))
         return headers
@@ -389,6 +393,11 @@ class SceneModule(DataModule):
 
     def _scene(self, header: Header) -> Scene:
         grid = header.grid
+        if header.pixels and self.resolution is None:
+            sizes = " and ".join(f"{size:g}" for size in sorted(set(header.pixels)))
+            raise DataError(
+                f"{header.path}: its bands have pixels of {sizes}; set `resolution`, to which all are resampled"
+            )
         if self.resolution is not None:
             if grid.crs is None:
                 raise DataError(f"{header.path}: has no CRS, so it can't be resampled to a resolution")

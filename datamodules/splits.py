@@ -132,7 +132,7 @@ def group_by_drive(items: Sequence[Item], *, pattern: str) -> list[Item]:
         raise DataError(f"drive pattern {pattern!r} is no regular expression: {error}") from error
     if compiled.groups < 1:
         raise DataError(f"drive pattern {pattern!r} has no group: put the drive in (brackets)")
-    matches = [compiled.search(Path(item.image).stem) for item in items]
+    matches = [compiled.search(Path(item.id).stem) for item in items]
     missed = [item.id for item, match in zip(items, matches, strict=True) if match is None]
     if missed:
         raise DataError(f"drive pattern {pattern!r} finds nothing in {some(missed)}")

@@ -17,6 +17,7 @@ import numpy as np
 
 from datamodules.batch import Item
 from datamodules.errors import DataError
+from datamodules.paths import is_remote, state_of
 
 if TYPE_CHECKING:
     from datamodules.datasets import Reader
@@ -231,9 +232,11 @@ def fingerprint(items: Sequence[Item], *, root: Path, facts: Mapping[str, object
     for item in items:
         for path in filter(None, (item.image, item.label)):
             if path not in states:
-                status = os.stat(path)
-                states[path] = f"{os.path.relpath(path, root)} {status.st_size} {status.st_mtime_ns}"
-            lines.append(states[path])
+                states[path] = " ".join(
+                    f"{file if is_remote(file) else os.path.relpath(file, root)} {size} {time}"
+                    for file, size, time in state_of(path)
+                )
+            lines.append(f"{states[path]}{path.partition('#')[2]}")
         lines.append(str(item.window))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -265,11 +268,16 @@ def cached(
     except (ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         warnings.warn(f"{path} is corrupt ({error}); it is made again", stacklevel=2)
     value = build()
+    keep(path, value, save=save)
+    return value
+
+
+def keep(path: Path, value: Value, *, save: Callable[[Value, IO[bytes]], object]) -> None:
+    """Writes a cached value; where that can't be done, a warning says so and what was there stays."""
     try:
         _write(path, lambda file: save(value, file))
     except OSError as error:
-        warnings.warn(f"{path} could not be kept ({error}); it will be made again next time", stacklevel=2)
-    return value
+        warnings.warn(f"{path} could not be kept ({error}); it will be made again next time", stacklevel=3)
 
 
 def load_arrays(file: IO[bytes]) -> list[np.ndarray]:

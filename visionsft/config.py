@@ -92,6 +92,8 @@ GateText = Annotated[str, AfterValidator(_gate)]
 DrivePattern = Annotated[str, AfterValidator(_pattern)]
 ImageTemplate = Annotated[str, _template("split")]
 LabelTemplate = Annotated[str, _template("name", "split")]
+SceneTemplate = Annotated[str, _template("split", "band")]
+FrameTemplate = Annotated[str, _template("name", "split", "frame")]
 
 
 # --------------------------------------------------------------------------------------- task
@@ -734,13 +736,16 @@ class _Windows(_Scenes):
 
 
 class GeoTiffData(_Windows):
-    images: ImageTemplate = Field(
-        default="images/*.tif", description="glob below root; '{split}' stands for the split's folder"
+    images: SceneTemplate = Field(
+        default="images/*.tif",
+        description="glob below root; '{split}' stands for the split's folder, '{band}' for each of `bands` in scenes "
+        "with a file a band; or a list of paths and addresses (.txt), or STAC (.json), whose assets `bands` names",
     )
     labels: LabelTemplate = Field(
         default="labels/{name}.tif",
         description="an image's label raster or vector file (.gpkg, .geojson, .shp, .fgb, .parquet); "
-        "'{name}' is the image's stem, '{split}' its folder; a vector file without '{name}' serves all images",
+        "'{name}' is the image's stem (STAC: the item's id), '{split}' its folder; a vector file without '{name}' "
+        "serves all images; STAC: also the key of an asset",
     )
     eval_overlap: Fraction = Field(
         default=0.0, description="overlap share of neighbouring evaluation windows"
@@ -753,6 +758,13 @@ class GeoTiffData(_Windows):
     cache_limit: Rate | None = Field(
         default=None, description="size of that cache at most, in GB; default: half of what is free"
     )
+
+    @model_validator(mode="after")
+    def _bands_of_files_are_named(self) -> Self:
+        if "{band}" in self.images and len(self.bands or ()) < 2:
+            text = f"{self.images!r} has '{{band}}', so `bands` must name the bands, two or more"
+            raise _conflict("images", text, "bands")
+        return self
 
     @model_validator(mode="after")
     def _limited_cache_is_used(self) -> Self:
@@ -772,15 +784,33 @@ class _Frames(_Data):
     augment: Augment = Augment(pipeline="driving")
 
 
+_PATHS_OF_FRAMES = {
+    "images": ("pairs", "coco", "coco_panoptic", "video"),
+    "labels": ("pairs", "coco_panoptic", "video"),
+    "annotations": ("coco", "coco_panoptic"),
+}
+"""The layouts that take a path of the user's."""
+
+
 class CameraData(_Frames):
-    layout: Literal["pairs", "camvid", "cityscapes", "bdd100k", "kitti"] = "pairs"
+    layout: Literal[
+        "pairs", "bdd100k", "camvid", "cityscapes", "coco", "coco_panoptic", "coco_stuff", "kitti", "mapillary",
+        "mapillary_v1.2", "video", "voc",
+    ] = "pairs"  # fmt: skip
     images: ImageTemplate | None = Field(
-        default=None, description="'pairs': glob below root; '{split}' stands for the split's folder"
+        default=None,
+        description="'pairs', 'video': glob below root; 'coco', 'coco_panoptic': the pictures' folder; '{split}' "
+        "stands for the split's folder",
     )
-    labels: LabelTemplate | None = Field(
-        default=None, description="'pairs': mask of an image; '{name}' is the image's stem"
+    labels: FrameTemplate | None = Field(
+        default=None,
+        description="'pairs': mask of an image; '{name}' is the image's stem; 'video': mask of a video's frame, with "
+        "its number as '{frame}'; 'coco_panoptic': the PNGs' folder",
     )
-    label_form: Literal["index", "colour", "polygons"] | None = Field(
+    annotations: ImageTemplate | None = Field(
+        default=None, description="'coco', 'coco_panoptic': the JSON file below root; default: by layout"
+    )
+    label_form: Literal["index", "colour", "polygons", "instances"] | None = Field(
         default=None, description="how masks are coded; default: the layout's own"
     )
     size: tuple[Positive, Positive] | None = Field(
@@ -793,10 +823,14 @@ class CameraData(_Frames):
     augment: PixelAugment = PixelAugment(pipeline="driving")
 
     @model_validator(mode="after")
-    def _only_pairs_have_patterns(self) -> Self:
-        for key in ("images", "labels"):
-            if self.layout != "pairs" and getattr(self, key) is not None:
-                raise _conflict(key, f"is for layout 'pairs' only; the layout is {self.layout!r}", "layout")
+    def _paths_are_used(self) -> Self:
+        for key, layouts in _PATHS_OF_FRAMES.items():
+            if self.layout not in layouts and getattr(self, key) is not None:
+                takers = ", ".join(layouts)
+                raise _conflict(key, f"is for the layouts {takers}; the layout is {self.layout!r}", "layout")
+        if self.layout != "video" and "{frame}" in (self.labels or ""):
+            text = f"has '{{frame}}', which is for layout 'video'; the layout is {self.layout!r}"
+            raise _conflict("labels", text, "layout")
         return self
 
 

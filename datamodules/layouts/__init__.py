@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from datamodules.batch import Item
+from datamodules.classes import Legend
 from datamodules.errors import DataError
 
-__all__ = ["Listing", "pair_by_name"]
+__all__ = ["Listing", "MaskSource", "pair_by_name"]
+
+
+class MaskSource(Protocol):
+    """How a mask comes from a label file that isn't simply a picture of it; picklable."""
+
+    def codes(self, path: str) -> NDArray[Any]:
+        """(H, W) values of the mask of one picture, whose label file is `path`."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +31,12 @@ class Listing:
     """Images with their labels, sorted by id (the image's path below the root)."""
     images_without_label: list[str] = field(default_factory=list)
     labels_without_image: list[str] = field(default_factory=list)
+    sources: Mapping[str, MaskSource] = field(default_factory=dict)
+    """By path of the image; an image without one has a mask that is stored as its values or colours."""
+    declared: Legend | None = None
+    """The classes that the label files themselves declare."""
+    beside: tuple[str, ...] = ()
+    """Files, other than images and labels, that say what the masks hold."""
 
     @property
     def unmatched(self) -> list[str]:

@@ -66,17 +66,17 @@ def scan(
 
 def _read(root: Path, path: Path, pictures: Path) -> ObjectListing:
     content = read_json(path, largest=LARGEST)
-    classes = _read_classes(path, entry(content, "categories", list, str(path)))
-    known = _read_images(path, pictures, entry(content, "images", list, str(path)))
+    classes = read_classes(path, entry(content, "categories", list, str(path)))
+    known = read_images(path, pictures, entry(content, "images", list, str(path)))
     rows: dict[int, list[Row]] = {number: [] for number in known}
     seen: set[int] = set()
     for index, record in enumerate(entry(content, "annotations", list, str(path))):
         where = f"{path}, annotations[{index}]"
-        place = _identity(record, "id", where)
+        place = identity(record, "id", where)
         if place in seen:
             raise DataError(f"{where}: the id {place} is given twice")
         seen.add(place)
-        image = _identity(record, "image_id", where)
+        image = identity(record, "image_id", where)
         if image not in known:
             raise DataError(f"{where}: image_id {image} is no image of this file")
         rows[image].append(_row(record, place, known[image][1], classes, where))
@@ -94,12 +94,12 @@ def _read(root: Path, path: Path, pictures: Path) -> ObjectListing:
     )
 
 
-def _read_classes(path: Path, records: Sequence[Any]) -> dict[int, str]:
-    """Names by number; numbers may leave gaps."""
+def read_classes(path: Path, records: Sequence[Any]) -> dict[int, str]:
+    """The categories' names by number; numbers may leave gaps."""
     classes: dict[int, str] = {}
     for index, record in enumerate(records):
         where = f"{path}, categories[{index}]"
-        number, name = _identity(record, "id", where), entry(record, "name", str, where)
+        number, name = identity(record, "id", where), entry(record, "name", str, where)
         if number in classes or name in classes.values():
             raise DataError(
                 f"{where}: the class {number} '{shorten(name)}' has the id or name of one before it"
@@ -108,14 +108,14 @@ def _read_classes(path: Path, records: Sequence[Any]) -> dict[int, str]:
     return classes
 
 
-def _read_images(
+def read_images(
     path: Path, pictures: Path, records: Sequence[Any]
 ) -> dict[int, tuple[Path, tuple[int, int]]]:
-    """(file, (height, width)) by number."""
+    """(file, (height, width)) of the images by number."""
     known: dict[int, tuple[Path, tuple[int, int]]] = {}
     for index, record in enumerate(records):
         where = f"{path}, images[{index}]"
-        number = _identity(record, "id", where)
+        number = identity(record, "id", where)
         if number in known:
             raise DataError(f"{where}: the id {number} is given twice")
         file = path_below(pictures, entry(record, "file_name", str, where), where)
@@ -130,7 +130,8 @@ def _read_images(
     return known
 
 
-def _identity(record: Any, key: str, where: str) -> int:
+def identity(record: Any, key: str, where: str) -> int:
+    """The number that stands for an image, a category or an annotation."""
     number: int = entry(record, key, int, where)
     if not 0 <= number < 1 << 63:
         raise DataError(f"{where}: '{key}' is {shorten(str(number))}; allowed: whole numbers from 0")
@@ -138,7 +139,7 @@ def _identity(record: Any, key: str, where: str) -> int:
 
 
 def _row(record: Any, place: int, size: tuple[int, int], classes: dict[int, str], where: str) -> Row:
-    number = _identity(record, "category_id", where)
+    number = identity(record, "category_id", where)
     if number not in classes:
         raise DataError(f"{where}: category_id {number} is none of {shorten(str(sorted(classes)))}")
     outline = _outline(record.get("segmentation"), size, where)
@@ -159,20 +160,21 @@ def _outline(segmentation: Any, size: tuple[int, int], where: str) -> Outline:
     if segmentation is None or segmentation == []:
         return ()
     if isinstance(segmentation, dict):
-        return outline_mask(_decode(segmentation, size, where))
+        return outline_mask(decode_runs(read_runs(segmentation, size, where), size))
     if not isinstance(segmentation, list):
         raise DataError(f"{where}: segmentation is {shorten(segmentation)}; allowed: polygons or run lengths")
-    return unite_polygons([_polygon(each, where) for each in segmentation], size)
+    return unite_polygons([read_polygon(each, where) for each in segmentation], size)
 
 
-def _polygon(values: Any, where: str) -> NDArray[np.float64]:
+def read_polygon(values: Any, where: str) -> NDArray[np.float64]:
+    """(n, 2) x, y of a list of coordinates in turn."""
     if not isinstance(values, list) or len(values) < 6 or len(values) % 2:
         raise DataError(f"{where}: a polygon is {shorten(values)}; allowed: x, y of 3 or more points")
     return np.array(numbers(values, len(values), "a polygon", where)).reshape(-1, 2)
 
 
-def _decode(code: dict[str, Any], size: tuple[int, int], where: str) -> NDArray[np.bool_]:
-    """(H, W) mask of run lengths, columns first, of 0 and 1 in turn."""
+def read_runs(code: dict[str, Any], size: tuple[int, int], where: str) -> NDArray[np.int64]:
+    """Run lengths of 0 and 1 in turn, columns first, of a mask of this (height, width)."""
     height, width = size
     if code.get("size") != [height, width]:
         found = shorten(code.get("size"))
@@ -184,8 +186,13 @@ def _decode(code: dict[str, Any], size: tuple[int, int], where: str) -> NDArray[
         or sum(runs) != height * width
     ):
         raise DataError(f"{where}: the run lengths don't add up to {height} x {width} pixels")
+    return np.array(runs, np.int64)
+
+
+def decode_runs(runs: NDArray[Any], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W) mask of run lengths."""
     values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, np.array(runs, np.int64)).reshape(width, height).T
+    return np.repeat(values, runs).reshape(size[::-1]).T
 
 
 def _runs(text: str, where: str) -> list[int]:

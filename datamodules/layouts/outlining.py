@@ -42,7 +42,7 @@ def unite_polygons(polygons: Sequence[NDArray[np.float64]], size: tuple[int, int
     """
     if not _may_overlap(polygons):
         return tuple(polygons)
-    shapes = [_rasterise(polygon, size) for polygon in polygons]
+    shapes = [rasterise_polygons([polygon], size) for polygon in polygons]
     united = np.any(shapes, axis=0)
     if (united == np.logical_xor.reduce(shapes)).all():
         return tuple(polygons)
@@ -58,8 +58,10 @@ def _may_overlap(polygons: Sequence[NDArray[np.float64]]) -> bool:
     )
 
 
-def _rasterise(polygon: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """(H, W) bool: the pixel's middle lies in the polygon."""
-    ring = [*polygon.tolist(), polygon[0].tolist()]
-    drawn = rasterize([({"type": "Polygon", "coordinates": [ring]}, 1)], out_shape=size, dtype="uint8")
-    return np.asarray(drawn, np.bool_)
+def rasterise_polygons(polygons: Sequence[NDArray[np.floating]], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W) bool: the pixel's middle lies in one of the polygons, (n, 2) x, y each."""
+    rings = [[*polygon.tolist(), polygon[0].tolist()] for polygon in polygons]
+    shapes = [({"type": "Polygon", "coordinates": [ring]}, 1) for ring in rings]
+    if not shapes:
+        return np.zeros(size, np.bool_)
+    return np.asarray(rasterize(shapes, out_shape=size, dtype="uint8"), np.bool_)

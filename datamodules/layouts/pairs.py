@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from datamodules.classes import Legend
 from datamodules.errors import DataError
 from datamodules.layouts import Listing, pair_by_name
 
@@ -59,4 +60,22 @@ def merge(listings: Iterable[Listing]) -> Listing:
         items=sorted((item for each in together for item in each.items), key=lambda item: item.id),
         images_without_label=[path for each in together for path in each.images_without_label],
         labels_without_image=[path for each in together for path in each.labels_without_image],
+        sources={path: source for each in together for path, source in each.sources.items()},
+        declared=agreed_legend(each.declared for each in together),
+        beside=tuple(dict.fromkeys(path for each in together for path in each.beside)),
     )
+
+
+def agreed_legend(legends: Iterable[Legend | None]) -> Legend | None:
+    """The classes that the label files of several splits declare, which must be the same."""
+    declared = [legend for legend in legends if legend is not None]
+    for other in declared[1:]:
+        if dict(other.names) != dict(declared[0].names):
+            differ = {*other.names.items()} ^ {*declared[0].names.items()}
+            name, _ = min(differ, key=str)
+            values = [legend.names.get(name, "missing") for legend in (declared[0], other)]
+            raise DataError(
+                f"the label files of two splits declare different classes: '{name}' is {values[0]} in one and "
+                f"{values[1]} in the other ({len({name for name, _ in differ})} names differ)"
+            )
+    return declared[0] if declared else None

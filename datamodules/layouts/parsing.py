@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.classes import Legend
@@ -141,6 +143,15 @@ def read_size(path: Path) -> tuple[int, int]:
             return picture.height, picture.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a picture, or a damaged one") from error
+
+
+def read_stored(path: str) -> NDArray[Any]:
+    """(H, W) or (H, W, C) values of a picture as they are stored; of a palette picture its indices."""
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not a picture, or a truncated or damaged one") from error
 
 
 def pair_files(

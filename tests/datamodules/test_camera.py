@@ -448,7 +448,7 @@ def test_16_bit_frames_need_a_scale(root):
     ("options", "message"),
     [
         ({"layout": "camvit"}, "did you mean 'camvid'"),
-        ({"layout": "camvid"}, "for the layout 'pairs'"),
+        ({"layout": "camvid"}, "has no option `images`"),
         ({"images": None}, "needs `images`"),
         ({"classes": None}, "no classes of its own"),
         ({"label_form": "polygons"}, "there are index, colour"),

@@ -7,12 +7,15 @@ import json
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from datamodules.augment import resize_pixels
 from datamodules.batch import Item, Window
 from datamodules.classes import Classes, ClassSpec
 from datamodules.errors import DataError
-from datamodules.frames import FrameReader, read_codes, read_image
+from datamodules.frames import Fit, FrameReader, PictureReader, read_codes, read_fitted, read_image
 
 RED = np.full((6, 8, 3), (250, 20, 10), np.uint8)
 CLASSES = Classes([ClassSpec("a", (0,)), ClassSpec("b", (1,)), ClassSpec("c", (2,))], ignore=[9])
@@ -177,3 +180,74 @@ def test_missing_file(item):
         read_image("/nowhere/a.png")
     with pytest.raises(DataError, match="nowhere"):
         read_codes("/nowhere/a.png")
+
+
+# ------------------------------------------------------------------------------------ JPEG at a smaller scale
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """(H, W, 3) uint8 with detail of many pixels, which JPEG keeps."""
+    rows, cols = np.mgrid[:height, :width] / 24
+    waves = np.stack([np.sin(rows + 0.3 * cols), np.cos(cols), np.sin(rows - cols)], axis=-1)
+    return (128 + 90 * waves).astype(np.uint8)
+
+
+@given(
+    own=st.tuples(st.integers(9, 200), st.integers(9, 200)),
+    wanted=st.tuples(st.integers(1, 220), st.integers(1, 220)),
+)
+@settings(max_examples=60)
+def test_a_jpeg_is_decoded_no_smaller_than_wanted_and_not_needlessly_large(tmp_path_factory, own, wanted):
+    path = tmp_path_factory.mktemp("jpeg") / "a.jpg"
+    Image.fromarray(smooth(*own)).save(path, quality=95)
+    image, valid, said = read_fitted(str(path), lambda size: wanted)
+    assert said == own
+    assert valid.shape == image.shape[:2]
+    assert all(side >= min(a, b) for side, a, b in zip(valid.shape, own, wanted, strict=True))
+    assert valid.shape in [tuple(-(-side // divisor) for side in own) for divisor in (1, 2, 4, 8)]
+    halved = [-(-side // 2) for side in valid.shape]
+    assert valid.shape[0] * 8 <= own[0] + 7 or any(a < b for a, b in zip(halved, wanted, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L"])
+@pytest.mark.parametrize("divisor", [2, 4, 8])
+def test_its_pixels_are_near_the_mean_of_those_they_stand_for(tmp_path, divisor, kind):
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # asks for a quarter turn
+    Image.fromarray(smooth(240, 320)).convert(kind).save(path, quality=95, exif=exif)
+    size = (240 // divisor, 320 // divisor)
+    small, _, _ = read_fitted(str(path), lambda own: size)
+    whole, valid = read_image(str(path))
+    mean, _ = resize_pixels(whole, valid, size=size)
+    assert small.shape == (*size, 3)
+    difference = np.abs(small.astype(int) - mean)
+    assert difference.mean() < 1.5
+    assert np.percentile(difference, 99) < 6
+
+
+def test_all_readers_see_the_same_pixels(tmp_path):
+    path, mask = tmp_path / "a.jpg", tmp_path / "a_mask.png"
+    Image.fromarray(smooth(90, 121)).save(path)
+    save(mask, np.zeros((90, 121), np.uint8))
+    item = Item("a", "a", str(path), str(mask))
+    labelled = FrameReader(CLASSES, (20, 30)).read(item)
+    assert labelled.values.shape == (3, 20, 30)
+    plain = PictureReader(Fit(None, 30)).read(Item("a", "a", str(path)))
+    assert plain.values.shape == (3, 22, 30)
+    again = PictureReader(lambda own: (20, 30)).read(item)
+    np.testing.assert_array_equal(labelled.values, again.values)
+    # the mask is compared with the picture's own size, not with the decoded one's
+    save(mask, np.zeros((45, 61), np.uint8))
+    with pytest.raises(DataError, match=r"the mask is 45 x 61 .* is 90 x 121"):
+        FrameReader(CLASSES, (20, 30)).read(item)
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.95])
+def test_a_truncated_jpeg_is_named_at_any_scale(tmp_path, kept):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(smooth(240, 320)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(DataError, match=r"a\.jpg: not a picture, or a truncated"):
+        read_fitted(str(path), lambda own: (30, 40))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import numpy as np
 import pytest
 
 from datamodules import index as index_module
+from datamodules import statistics
 from datamodules.errors import DataError
 from datamodules.index import SceneIndex
 from datamodules.raster import read_header
@@ -80,3 +82,34 @@ def test_a_corrupt_index_is_made_again(tmp_path, paths):
     with pytest.warns(UserWarning, match="corrupt"):
         index = SceneIndex(tmp_path / "index.json")
     assert_equal(index.header(paths[0]), read_header(paths[0]))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_where_it_cannot_be_kept_that_is_a_note_and_the_old_one_stays(tmp_path, paths, monkeypatch, number):
+    index = SceneIndex(tmp_path / "cache/scenes.json")
+    index.header(paths[0])
+    index.keep()
+    kept = (tmp_path / "cache/scenes.json").read_bytes()
+    index.header(paths[1])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(statistics.os, "replace", refuse)
+    with pytest.warns(UserWarning, match=f"scenes.json could not be kept .*{os.strerror(number)}"):
+        index.keep()
+    assert_equal(index.header(paths[1]), read_header(paths[1]))
+    assert (tmp_path / "cache/scenes.json").read_bytes() == kept
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["scenes.json"]
+
+
+def test_what_has_changed_is_told(tmp_path, paths, write_raster):
+    index = SceneIndex(tmp_path / "scenes.json")
+    for path in paths:
+        index.header(path)
+    index.keep()
+    write_raster(paths[1], np.zeros((3, 20, 30), np.int16))
+    again = SceneIndex(tmp_path / "scenes.json")
+    for path in paths:
+        again.header(path)
+    assert again.changed == [str(paths[1])]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules import decoded
 from datamodules.augment import Augment
 from datamodules.batch import Item, Window
 from datamodules.classes import ClassSpec
+from datamodules.errors import DataError
 from datamodules.geotiff import GeoTiffDataModule
 from datamodules.sampling import ClassPositions, EpochSampler, Region, SampleKey, near_labels
 from datamodules.splits import FolderSplit
@@ -179,6 +185,10 @@ def make_data(tmp_path, write_raster, *, vector=False, **options) -> GeoTiffData
         layout = {"tiled": True, "blockxsize": 64, "blockysize": 64} if index else {"blockysize": 4}
         write_raster(tmp_path / f"train/images/{index}.tif", image, nodata=0, compress="deflate", **layout)
         write_raster(tmp_path / f"train/labels/{index}.tif", rng.integers(0, 3, (200, 260)).astype(np.uint8))
+    return open_data(tmp_path, **options)
+
+
+def open_data(tmp_path, **options) -> GeoTiffDataModule:
     return GeoTiffDataModule(
         tmp_path,
         classes=[ClassSpec(name, (value,)) for value, name in enumerate("abc")],
@@ -280,3 +290,70 @@ def test_a_cache_folder_that_cannot_be_written_is_one_note(tmp_path, write_raste
     with pytest.warns(UserWarning, match="nothing is kept in .*decoded"):
         found = batches(data)
     assert_same(batches(make_data(tmp_path, write_raster)), found)
+
+
+STORAGE = {
+    "lzw": {"compress": "lzw", "predictor": 2},
+    "zstd": {"compress": "zstd"},
+    "deflate": {"compress": "deflate"},
+    "none": {},
+    "jpeg": {"compress": "jpeg", "photometric": "ycbcr", "interleave": "pixel"},
+}
+
+
+@pytest.mark.parametrize("place", ["tiled", "striped", "one_strip"])
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+@pytest.mark.parametrize("storage", STORAGE)
+def test_however_a_file_is_stored_the_pixels_are_rasterios(tmp_path, write_raster, storage, interleave, place):
+    """Compressed or not, band by band or pixel by pixel, in tiles or rows."""
+    if storage == "jpeg" and interleave == "band":
+        pytest.skip("YCbCr pixels are stored together")
+    places = {"tiled": {"tiled": True, "blockxsize": 64, "blockysize": 64}, "one_strip": {"blockysize": 200}}
+    layout = {"interleave": interleave, **STORAGE[storage], **places.get(place, {"blockysize": 16})}
+    rng = np.random.default_rng(0)
+    dtype = np.uint8 if storage == "jpeg" else np.uint16
+    for index in range(3):
+        image = rng.integers(1, 250, (3, 200, 260)).astype(dtype)
+        write_raster(tmp_path / f"train/images/{index}.tif", image, **layout)
+        write_raster(tmp_path / f"train/labels/{index}.tif", rng.integers(0, 3, (200, 260)).astype(np.uint8))
+    training = open_data(tmp_path).training_dataset()
+    cut = 0
+    for index in range(0, 96, 4):
+        key = SampleKey(0, 0, index)
+        item, _ = training.plan.draw(key, key.rng())
+        cut += training.plan.shared(key) is not None
+        raw, window = training.read(key, item), item.window
+        area = rasterio.windows.Window(window.col, window.row, window.width, window.height)
+        with rasterio.open(item.image) as image, rasterio.open(item.label) as label:
+            np.testing.assert_array_equal(raw.values, image.read(window=area))
+            np.testing.assert_array_equal(raw.mask, label.read(1, window=area))
+        assert raw.valid.all()
+    assert cut > 12
+
+
+def test_a_scene_that_changes_while_it_is_trained_on_is_an_error(tmp_path, write_raster):
+    data = make_data(tmp_path, write_raster)
+    reader = data.training_dataset().reader
+    item = replace(data.items["train"][1], window=Window(0, 0, 32, 32))
+    reader.read(item)
+    write_raster(Path(item.image), np.full((3, 200, 260), 7, np.uint16))
+    with pytest.raises(DataError, match=r"1\.tif: has changed since this run looked at it first: run again"):
+        reader.read(item)
+    again = open_data(tmp_path)
+    again.scan()
+    assert f"{item.image}: changed since the last run, and looked at again" in again.notes
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_or_read_only_disk_leaves_no_half_cache(tmp_path, write_raster, monkeypatch, number):
+    expected = batches(make_data(tmp_path, write_raster))
+    data = make_data(tmp_path, write_raster, cache="disk")
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(decoded.os, "posix_fallocate", refuse)
+    with pytest.warns(UserWarning, match=f"nothing is kept in .*decoded .*{os.strerror(number)}"):
+        found = batches(data)
+    assert_same(expected, found)
+    assert list((tmp_path / "cache/decoded").iterdir()) == []

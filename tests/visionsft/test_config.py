@@ -360,7 +360,7 @@ def test_a_mistake_in_the_data(tmp_path: Path, override: str, message: str) -> N
 
 def test_only_pairs_have_patterns(tmp_path: Path) -> None:
     (line,) = mistakes(tmp_path, DRIVING, "data.images='*.png'")
-    assert line.endswith("data.images: is for layout 'pairs' only; the layout is 'camvid'")
+    assert line.endswith("data.images: is for the layouts pairs, coco, coco_panoptic, video; the layout is 'camvid'")
 
 
 @pytest.mark.parametrize("option", TYPED_OPTIONS)

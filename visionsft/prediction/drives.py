@@ -12,14 +12,13 @@ likewise.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -35,6 +34,7 @@ from datamodules import CameraFrameDataModule, Classes, DataError
 from datamodules.augment import resize_sample
 from datamodules.batch import IGNORE
 from datamodules.frames import read_image
+from datamodules.videos import import_av, read_video, read_video_header
 from visionsft.errors import ConfigError, WriteError
 from visionsft.evaluation.evaluating import progress
 from visionsft.evaluation.pictures import overlay as draw_overlay
@@ -43,11 +43,6 @@ from visionsft.prediction.inputs import find_inputs
 from visionsft.prediction.stills import IMAGE_SUFFIXES, MAP_SUFFIX, classes_at, write_indexed
 
 if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.packet import Packet
-    from av.video.frame import VideoFrame as DecodedFrame
-    from av.video.stream import VideoStream
-
     from visionsft.training.loading import LoadedRun
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
@@ -57,10 +52,6 @@ Classify = Callable[[list[Pixels]], list[NDArray[np.uint8]]]
 
 BATCH_PIXELS = 1 << 24
 """Pixels of a batch of frames at most, unless a single frame has more: 50 MB of 8-bit colours."""
-_FINEST = 1_000_000
-"""Ticks a second at most in the videos written."""
-_MISSING = 1.0
-"""Seconds between a video's last frame and the end that its header tells, at most."""
 _H264 = "h264"
 _QUALITY = {"preset": "veryfast", "crf": "20"}  # x264's; other encoders have their own defaults
 
@@ -287,221 +278,6 @@ def _normalise(frame: Pixels, data: CameraFrameDataModule) -> Tensor:
     return torch.from_numpy(data.normalisation(frame.transpose(2, 0, 1), valid))
 
 
-# ------------------------------------------------------------------------------------------- reading videos
-
-
-@dataclass(frozen=True)
-class VideoHeader:
-    """What a video says of itself."""
-
-    size: tuple[int, int]
-    """(height, width), upright."""
-    rate: Fraction
-    """Frames a second, the mean if it varies."""
-    tick: Fraction
-    """Seconds; times of frames are multiples of it."""
-
-
-@dataclass(frozen=True)
-class VideoFrame:
-    """A frame of a video, upright."""
-
-    index: int
-    """From 0, in the order shown."""
-    time: Fraction
-    """Seconds from the first frame."""
-    picture: NDArray[np.uint8]
-    """(H, W, 3) red green blue. More than 8 bits are rounded to 8, HDR without tone mapping; grey is made colour."""
-
-
-def read_video_header(path: str | Path) -> VideoHeader:
-    """Reads the first frame, too: it alone says for sure how large it is and which way up."""
-    with closing(read_video(path)) as frames:
-        height, width, _ = next(frames).picture.shape
-    with _open_video(path) as (_, stream):
-        clock = _Clock.of(stream)
-        return VideoHeader((height, width), clock.rate, clock.tick)
-
-
-def read_video(path: str | Path, *, every: int = 1) -> Generator[VideoFrame]:
-    """The first and then each n-th frame of the first video track, turned as the file asks (phones).
-
-    Where stretches between key frames hold no wanted frame, they are jumped over and not decoded: that needs
-    `every` to be larger than their length (often 1 to 10 seconds), and a first look through all packets' times.
-    A DataError names the frame and time after which a video is cut off or damaged, as far as its container
-    (MP4, MOV, AVI) lets that be known: Matroska and MPEG-TS simply end earlier.
-    """
-    av = _import_av()
-    last: VideoFrame | None = None
-    try:
-        with _open_video(path) as (container, stream):
-            clock = _Clock.of(stream)
-            start: int | None = None
-            for index, frame in _choose(path, container, stream, every):
-                start = frame.pts if start is None else start
-                time = clock.time(index, None if frame.pts is None or start is None else frame.pts - start)
-                if last is not None and time <= last.time:
-                    raise DataError(f"{path}: frame {index} ({float(time):.2f} s) isn't after {_place(last)}")
-                last = VideoFrame(index, time, _upright(frame, path))
-                yield last
-    except av.FFmpegError as error:
-        raise DataError(f"{path}: cut off or damaged after {_place(last)}: {error.strerror}") from error
-    if last is None:
-        raise DataError(f"{path}: has no frame that can be decoded")
-
-
-def _place(frame: VideoFrame | None) -> str:
-    return "no frame" if frame is None else f"frame {frame.index} ({float(frame.time):.2f} s)"
-
-
-def _import_av() -> ModuleType:
-    try:
-        import av
-    except ImportError as error:
-        raise ConfigError("videos need PyAV: pip install 'visionsft[video]'") from error
-    return av
-
-
-@contextmanager
-def _open_video(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    av = _import_av()
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        container = av.open(str(path))
-    except av.FFmpegError as error:
-        raise DataError(f"{path}: not a video, or one whose index is cut off: {error.strerror}") from error
-    with container:
-        covers = av.stream.Disposition.attached_pic  # pictures in music files
-        tracks = [track for track in container.streams.video if not track.disposition & covers]
-        if not tracks:
-            found = ", ".join(sorted({track.type for track in container.streams})) or "nothing"
-            raise DataError(f"{path}: has no video track; it has {found}")
-        tracks[0].thread_type = "AUTO"
-        yield container, tracks[0]
-
-
-@dataclass(frozen=True)
-class _Clock:
-    """When frames are shown."""
-
-    rate: Fraction
-    unit: Fraction
-    """Seconds; the file counts its frames' times in it."""
-    constant: bool
-
-    @classmethod
-    def of(cls, stream: VideoStream) -> Self:
-        """25 frames a second, as in FFmpeg, where a file says nothing."""
-        timed = stream.start_time is not None and stream.time_base is not None  # not so in bare H.264 streams
-        rate = (stream.average_rate if timed else None) or stream.guessed_rate or Fraction(25)
-        unit = stream.time_base if timed and stream.time_base else 1 / rate
-        return cls(rate, unit, constant=rate == stream.base_rate)
-
-    @property
-    def tick(self) -> Fraction:
-        """The largest time of which unit and 1 / rate are multiples, as long as MP4 can count in it."""
-        numerator = math.gcd(
-            self.unit.numerator * self.rate.numerator, self.unit.denominator * self.rate.denominator
-        )
-        tick = Fraction(numerator, self.unit.denominator * self.rate.numerator)
-        return tick if tick.denominator <= _FINEST else self.unit
-
-    def time(self, index: int, pts: int | None) -> Fraction:
-        """Seconds from the first frame. pts: units from there; Matroska's are rounded to milliseconds, which is
-        undone where the rate is constant."""
-        ideal = index / self.rate
-        if pts is None or (self.constant and abs(pts * self.unit - ideal) < self.unit):
-            return ideal
-        return pts * self.unit
-
-
-def _choose(
-    path: str | Path, container: InputContainer, stream: VideoStream, every: int
-) -> Iterator[tuple[int, DecodedFrame]]:
-    """Each n-th frame with its index."""
-    times, keys = (None, None) if every == 1 else _times(path)
-    if times is None or keys is None:
-        yield from islice(enumerate(_decode(container, stream)), 0, None, every)
-        return
-    frames = _decode(container, stream)
-    for index in range(0, len(times), every):
-        before = keys[keys <= times[index]]
-        if index and before[-1] > times[index - every + 1]:
-            frames = _jump(container, stream, times[index], before)
-        frame = next((frame for frame in frames if frame.pts is None or frame.pts >= times[index]), None)
-        if frame is None or frame.pts != times[index]:
-            raise DataError(f"{path}: frame {index} can't be found by its time; read every frame")
-        yield index, frame
-
-
-def _jump(
-    container: InputContainer, stream: VideoStream, time: int, keys: NDArray[np.int64]
-) -> Iterator[DecodedFrame]:
-    """From the last key frame before `time`; one of those before it where FFmpeg goes too far, as in MPEG-TS."""
-    for key in keys[::-1].tolist():
-        container.seek(key, stream=stream)
-        frames = _decode(container, stream)
-        first = next(frames, None)
-        if first is not None and first.pts is not None and first.pts <= time:
-            return chain([first], frames)
-    return iter(())
-
-
-def _times(path: str | Path) -> tuple[NDArray[np.int64], NDArray[np.int64]] | tuple[None, None]:
-    """When each frame, and each key frame, is shown, in the track's ticks; None if packets don't say."""
-    with _open_video(path) as (container, stream):
-        packets = [
-            (packet.pts, packet.is_keyframe)
-            for packet in _packets(container, stream)
-            if packet.size and not packet.is_discard
-        ]
-    if not packets or any(pts is None for pts, _ in packets):
-        return None, None
-    keys = np.sort(np.array([pts for pts, is_key in packets if is_key], np.int64))
-    times = np.sort(np.array([pts for pts, _ in packets], np.int64))
-    return times[times >= keys[0]], keys
-
-
-def _decode(container: InputContainer, stream: VideoStream) -> Iterator[DecodedFrame]:
-    """From where the container stands."""
-    for packet in _packets(container, stream):
-        yield from packet.decode()
-
-
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """From where the container stands. A file that is cut off is an error; to FFmpeg it just ends."""
-    damaged = _import_av().error.InvalidDataError
-    end = None
-    for packet in container.demux(stream):
-        if packet.is_corrupt:
-            raise damaged(0, "a frame's packet is incomplete")
-        start = packet.dts if packet.pts is None else packet.pts
-        if start is not None:
-            end = max(end or 0, start + (packet.duration or 0))
-        yield packet
-    if end is not None and stream.duration and stream.start_time is not None and stream.time_base:
-        missing = float((stream.start_time + stream.duration - end) * stream.time_base)
-        if missing > _MISSING:
-            raise damaged(0, f"its last {missing:.2f} s are missing")
-
-
-def _upright(frame: DecodedFrame, path: str | Path) -> NDArray[np.uint8]:
-    """The picture, turned and mirrored by the file's display matrix (ISO 14496-12; (column, row) times it)."""
-    picture = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return picture
-    (a, b), (c, d) = np.sign(np.frombuffer(matrix, np.int32).reshape(3, 3)[:2, :2]).tolist()
-    if (a and b) or (c and d) or not (a or b) or not (c or d):
-        raise DataError(
-            f"{path}: is to be shown turned by {frame.rotation} degrees; only quarter turns are known"
-        )
-    if b:
-        return np.ascontiguousarray(picture.transpose(1, 0, 2)[::b, ::c])
-    return np.ascontiguousarray(picture[::d, ::a])
-
-
 # ------------------------------------------------------------------------------------------- writing videos
 
 
@@ -522,7 +298,7 @@ class OverlayVideo:
         self._count = 0
 
     def __enter__(self) -> Self:
-        av = _import_av()
+        av = import_av()
         with ExitStack() as stack:
             path = stack.enter_context(atomic_path(self.target))
             self._file = stack.enter_context(
@@ -559,7 +335,7 @@ class OverlayVideo:
     def add(self, picture: NDArray[np.uint8], *, time: Fraction | None = None) -> None:
         """picture: (H, W, 3) red green blue, scaled if it isn't of the video's size. time: seconds from the
         first frame, always growing; default: by the frame rate."""
-        av = _import_av()
+        av = import_av()
         height, width = self.size
         if picture.shape[:2] != self.size:
             picture = np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)

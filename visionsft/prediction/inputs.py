@@ -6,9 +6,10 @@ import glob
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from datamodules import DataError
+from datamodules.paths import files_of, is_remote, stem_of
 from visionsft.errors import WriteError
 
 LIST_SUFFIX = ".txt"
@@ -31,18 +32,13 @@ def find_inputs(
     return list(dict.fromkeys(found))
 
 
-def is_remote(path: str) -> bool:
-    """Whether GDAL fetches it: https://, s3://, /vsicurl/..."""
-    return "://" in path or path.startswith("/vsi")
-
-
 def stem(path: str) -> str:
     """The file's name without suffix, by which its results are named."""
-    return PurePosixPath(path.partition("?")[0]).stem if is_remote(path) else Path(path).stem
+    return stem_of(path)
 
 
 def _expand(given: str, suffixes: Sequence[str]) -> list[str]:
-    if is_remote(given):
+    if is_remote(given) or len(files_of(given)) > 1:
         return [given]
     path = Path(given)
     if path.is_dir():

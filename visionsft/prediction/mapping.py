@@ -24,7 +24,7 @@ from visionsft.files import atomic_path
 from visionsft.models.views import average_views
 from visionsft.prediction.backends import Backend, Choice, choose_backend, create_backend
 from visionsft.prediction.blending import Grid
-from visionsft.prediction.inputs import is_remote, stem
+from visionsft.prediction.inputs import stem
 from visionsft.prediction.maps import MapWriter, legends
 from visionsft.prediction.scenes import (
     LAYERS,
@@ -200,11 +200,10 @@ class ScenePredictor:
     def _key(self, path: str, source: SceneSource, grid: Grid) -> dict[str, object]:
         """What the maps depend on."""
         checkpoint = self.loaded.run.checkpoint("best").stat()
-        scene = None if is_remote(path) else Path(path).stat()
         return {
             "checkpoint": [checkpoint.st_size, checkpoint.st_mtime_ns],
             "scene": path,
-            "state": None if scene is None else [scene.st_size, scene.st_mtime_ns],
+            "state": [list(each) for each in source.scene.header.state],
             "grid": asdict(grid),
             "layers": self.options.layers,
             "views": self.loaded.views,

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from datamodules import DataError
+from datamodules.paths import is_remote
 from visionsft.errors import ConfigError
 from visionsft.prediction.backends import Choice
-from visionsft.prediction.inputs import is_remote
 from visionsft.prediction.mapping import SceneOptions, ScenePredictor, remark
 from visionsft.prediction.predicting import Outcome
 from visionsft.prediction.scenes import Band, SceneSource

@@ -16,6 +16,7 @@ from torch import Tensor
 from datamodules import Classes, DataError
 from datamodules.batch import IGNORE
 from datamodules.frames import read_image
+from datamodules.videos import VIDEO_SUFFIXES
 from visionsft.errors import ConfigError
 from visionsft.evaluation.metrics import predict_classes
 from visionsft.evaluation.pictures import overlay as draw_overlay
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 """Of images in a folder."""
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg")
-"""Of videos."""
 MAP_SUFFIX = ".png"
 """Of class maps."""
 LARGEST = 8192 * 8192

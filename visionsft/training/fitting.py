@@ -79,6 +79,7 @@ def _record(
         weights = task.model.backbone.weights_report
         normalisation = {"mean": data.normalisation.mean, "std": data.normalisation.std}
         card |= {"normalisation": normalisation, "classes": data.classes.names, "fitted": fitted}
+        card["class_colours"] = data.classes.colours.tolist()
         run.write_json("data.json", card)
         run.write_environment({"weights": vars(weights), "data_fingerprint": card["fingerprint"]})
         print(f"weights: {weights}")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from backbones import merge_lora
-from datamodules import ClassificationDataModule, Normalisation
+from datamodules import CameraFrameDataModule, ClassificationDataModule, Normalisation
 from visionsft import build
 from visionsft.config import Config, LoraStrategy
 from visionsft.errors import RunError
@@ -53,6 +53,9 @@ class LoadedRun:
         data = build.build_data(self.config)
         if isinstance(data, ClassificationDataModule):
             data.set_class_names(card["classes"])
+        if isinstance(data, CameraFrameDataModule):
+            colours = card.get("class_colours")
+            data.set_class_names(card["classes"], colours and [tuple(colour) for colour in colours])
         data.bands, data.dtype = tuple(card["bands"]), np.dtype(card["dtype"])
         data.normalisation = Normalisation(*(tuple(card["normalisation"][name]) for name in ("mean", "std")))
         return data

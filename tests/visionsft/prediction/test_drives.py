@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from datamodules import CameraFrameDataModule, Classes, ClassSpec, DataError, GeoTiffDataModule
+from datamodules import CameraFrameDataModule, Classes, ClassSpec, DataError, GeoTiffDataModule, videos
 from visionsft.config import Backbone, CameraData, SegmentationConfig
 from visionsft.errors import ConfigError, WriteError
 from visionsft.evaluation.answers import infer
@@ -167,8 +167,8 @@ def test_stretches_without_a_wanted_frame_are_not_decoded(
             decoded.append(frame.pts)
             yield frame
 
-    original = drives._decode
-    monkeypatch.setattr(drives, "_decode", decode)
+    original = videos._decode
+    monkeypatch.setattr(videos, "_decode", decode)
     assert len(list(read_video(path, every=20))) == 2
     assert len(decoded) < 10
 
@@ -239,7 +239,7 @@ def test_a_video_that_is_cut_off_is_named_with_the_place(tmp_path: Path, where: 
 def test_without_pyav_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4", numbered(1))
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ConfigError, match=r"^videos need PyAV: pip install 'visionsft\[video\]'$"):
+    with pytest.raises(DataError, match=r"^videos need PyAV: pip install 'visionsft\[video\]'$"):
         run_video(path, tmp_path / "out")
 
 
@@ -388,7 +388,7 @@ def test_few_frames_are_held_whatever_is_slow(
     alive: set[int] = set()
     most = []
 
-    def track(path: Path, *, every: int = 1) -> Iterator[drives.VideoFrame]:
+    def track(path: Path, *, every: int = 1) -> Iterator[videos.VideoFrame]:
         with closing(read_video(path, every=every)) as frames:
             for frame in frames:
                 alive.add(frame.index)

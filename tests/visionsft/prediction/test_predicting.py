@@ -419,6 +419,22 @@ def test_scenes_behind_http(write_run: Callable[..., Run], tmp_path: Path) -> No
         assert (one.read(1) == two.read(1)).mean() > 0.99  # other numbers of threads round in another order
 
 
+def test_a_scene_with_a_file_a_band(make_run: Callable[..., Run], scenes: Path) -> None:
+    run = scene_run(make_run, scenes)
+    image = write_scene(scenes / "in" / "a.tif", draw(32, 40, seed=3))
+    with rasterio.open(image) as whole:
+        profile = {**whole.profile, "count": 1}
+        for number, band in enumerate(BANDS, start=1):
+            with rasterio.open(scenes / "in" / f"a_{band}.tif", "w", **profile) as file:
+                file.write(whole.read(number), 1)
+    (expected,) = predict(run, image, scenes / "whole")
+    (written,) = predict(run, f"{scenes}/in/a_{{{','.join(BANDS)}}}.tif", scenes / "bands")
+    assert written.name == expected.name
+    with rasterio.open(expected) as one, rasterio.open(written) as other:
+        np.testing.assert_array_equal(one.read(), other.read())
+        assert (one.transform, one.crs) == (other.transform, other.crs)
+
+
 class KillError(Exception):
     """Stands for a kill: nothing tidies up after it."""
 
