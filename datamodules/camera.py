@@ -16,11 +16,11 @@ from datamodules.datamodule import SegmentationDataModule
 from datamodules.datasets import EvaluationDataset
 from datamodules.drives import DriveModule, nearest
 from datamodules.errors import DataError
-from datamodules.frames import FrameReader
+from datamodules.frames import FrameInspector, FrameReader
 from datamodules.layouts import Listing, bdd100k, camvid, cityscapes, kitti, pairs
 from datamodules.sampling import Region
-from datamodules.sizes import SizedModule
-from datamodules.splits import FolderSplit, Split
+from datamodules.sizes import FrameCheck, SizedModule
+from datamodules.splits import FolderSplit, Split, Splits
 
 LayoutName = Literal["pairs", "camvid", "cityscapes", "bdd100k", "kitti"]
 LabelForm = Literal["index", "colour", "polygons"]
@@ -185,7 +185,17 @@ class CameraFrameDataModule(DriveModule, SizedModule, SegmentationDataModule):
         self.notes, self.unmatched = [], []
         splits = self._split()
         frames = [item for items in splits.values() for item in items]
-        checks = self._check_frames(frames, FrameReader(self.classes, None))
+        self.settle(splits, self._check_frames(frames, FrameReader(self.classes, None)))
+
+    def _survey(self) -> Splits:
+        return self._split()
+
+    def inspector(self) -> FrameInspector:
+        """See the base."""
+        return FrameInspector(self.classes)
+
+    def settle(self, splits: Splits, checks: Mapping[str, FrameCheck]) -> None:
+        """See the base."""
         problems = {path: check.problem for path, check in checks.items() if check.problem is not None}
         problems |= self._settle_size({path: check for path, check in checks.items() if path not in problems})
         self._take_usable(splits, problems)

@@ -228,6 +228,9 @@ class DetectionDataModule(DataModule):
         numbered = [replace(spec, values=(index,)) for index, spec in enumerate(specs)]
         self.classes = Classes(numbered, fewest=1)
 
+    def _object_listing(self) -> ObjectListing | None:
+        return self._together() if self._listings else None
+
     def _together(self) -> ObjectListing:
         """What `scan` has listed, of all splits."""
         return self._listings[0] if len(self._listings) == 1 else merge(self._listings)

@@ -119,6 +119,7 @@ class DriveModule(DataModule):
 
     def _accept(self, listing: Listing) -> list[Item]:
         """The items of a listing, grouped by drive; files without a partner stop or are noted."""
+        self._accepted.append(listing)
         if not listing.items and not listing.unmatched:
             raise DataError(f"{self.root}: no images found")
         if listing.unmatched and self.on_error == "stop":
