@@ -243,7 +243,7 @@ class DetectionDataModule(DataModule):
             classes=self.specs,
             ignore=self.ignore,
             sizes=sizes,
-            form=self._form(listing),
+            form=self.form_of(listing),
             on_error=self.on_error,
         )
         self.skipped += listing.unreadable
@@ -251,7 +251,7 @@ class DetectionDataModule(DataModule):
             self.notes += reading.repairs.describe().splitlines()
         return {name: self._as_wanted(objects) for name, objects in reading.objects.items()}
 
-    def _form(self, listing: ObjectListing) -> Form:
+    def form_of(self, listing: ObjectListing) -> Form:
         """What is read of each label: turned boxes follow from outlines where files have none."""
         if not self.turned:
             return "outlines" if self.masks else "boxes"

@@ -218,6 +218,10 @@ class SceneModule(DataModule):
         """Whether every file is read before training, and those that can't be are left out."""
         return self.on_error == "skip"
 
+    def scene_of(self, item: Item) -> Scene:
+        """How an item of a survey is read."""
+        return self._scenes[item.image]
+
     def inspector(self) -> SceneReader:
         """See the base."""
         return self._reader()
