@@ -80,20 +80,17 @@ class Grid:
         )
         x, y = _apply(self.transform, cols.ravel(), rows.ravel())
         if self.crs != other.crs:
-            x, y = (np.array(values) for values in transform_points(self.crs, other.crs, x, y))
+            x, y = project(self.crs, other.crs, x, y)
         col, row = _apply(~other.transform, x, y)
         return bool(((row > 0) & (row < other.height) & (col > 0) & (col < other.width)).any())
 
     def to_lonlat(self, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Fractional rows, cols to longitude, latitude in degrees."""
-        x, y = _apply(self.transform, cols, rows)
-        lons, lats = transform_points(self.crs, LONLAT, x, y)
-        return np.array(lons), np.array(lats)
+        """Fractional rows, cols to longitude, latitude in degrees; NaN if any has none."""
+        return project(self.crs, LONLAT, *_apply(self.transform, cols, rows))
 
     def to_pixel(self, lons: np.ndarray, lats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Longitude, latitude in degrees to fractional rows, cols."""
-        x, y = (np.array(values) for values in transform_points(LONLAT, self.crs, lons, lats))
-        cols, rows = _apply(~self.transform, x, y)
+        """Longitude, latitude in degrees to fractional rows, cols; NaN if any has none."""
+        cols, rows = _apply(~self.transform, *project(LONLAT, self.crs, lons, lats))
         return rows, cols
 
 
@@ -326,6 +323,15 @@ def is_measured(values: np.ndarray, nodata: float | None) -> np.ndarray:
     holes = values == nodata
     valid &= ~(holes.all(axis=0) if values.dtype == np.uint8 else holes.any(axis=0))
     return valid
+
+
+def project(source: CRS | None, target: CRS | None, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (n,) of one CRS in another; all NaN where PROJ refuses one, beyond a CRS's reach."""
+    try:
+        there = transform_points(source, target, x, y)
+    except (RasterioError, CPLE_BaseError):
+        return np.full(np.shape(x), np.nan), np.full(np.shape(y), np.nan)
+    return np.array(there[0]), np.array(there[1])
 
 
 def _apply(transform: Affine, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,6 +30,7 @@ from datamodules.raster import (
     read_footprint,
     read_header,
     read_resampled,
+    read_thumbnail,
     read_window,
 )
 from datamodules.sampling import Region
@@ -174,6 +175,12 @@ class SceneReader:
             masked=scene.header.masked,
         )
 
+    def read_thumbnail(self, path: str, *, side: int) -> Raster:
+        """A whole scene in at most `side` x `side` pixels: its first three bands."""
+        scene = self.scenes[path]
+        bands, masked = scene.bands[:3], scene.header.masked
+        return read_thumbnail(self.pool.file(path), bands=bands, nodata=scene.nodata, masked=masked, side=side)
+
     def _pixels(self, scene: Scene, window: Window) -> Raster:
         file, masked = self.pool.file(scene.header.path), scene.header.masked
         if scene.grid is scene.header.grid:
@@ -246,6 +253,11 @@ class SceneModule(DataModule):
         self._check_inputs(items, SceneReader({path: scene}))
         return scene
 
+    def reader(self) -> SceneReader:
+        """Reads the pixels and labels of items, and knows where they lie."""
+        self._scan_once()
+        return self._reader()
+
     def _prediction_reader(self, paths: Sequence[str | Path]) -> tuple[list[Item], SceneReader]:
         """Whole files without labels, in the order given, bands found by name."""
         if not hasattr(self, "bands"):
@@ -285,9 +297,8 @@ class SceneModule(DataModule):
         grids = [
             (item.id, split, reader.grid(item)) for split, items in self.items.items() for item in items
         ]
-        return [
-            {"id": id, "split": split, "outline": _outline(grid)} for id, split, grid in grids if grid.crs
-        ]
+        outlines = [(id, split, _outline(grid)) for id, split, grid in grids if grid.crs]
+        return [{"id": id, "split": split, "outline": each} for id, split, each in outlines if "nan" not in each]
 
     def _facts(self) -> dict[str, object]:
         return {"nodata": self.nodata, "resolution": self.resolution, "names": self.band_names}
