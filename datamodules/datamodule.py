@@ -7,7 +7,7 @@ normalisation, its guard and the loaders are the same for all.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -127,6 +127,13 @@ class DataModule(LightningDataModule):
     @abstractmethod
     def inspector(self) -> Inspector:
         """Reads the items of a survey, and says what is wrong with them."""
+
+    @abstractmethod
+    def foreign(
+        self, paths: Sequence[str]
+    ) -> tuple[list[Item], Callable[[], Inspector], list[tuple[str, str]]]:
+        """Images without labels that aren't of this data: items, what reads them, and (path, reason) of those that
+        headers already rule out."""
 
     @abstractmethod
     def training_dataset(self) -> Dataset[Any]:

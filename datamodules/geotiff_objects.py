@@ -156,6 +156,11 @@ class GeoTiffDetectionDataModule(SceneModule, DetectionDataModule):
         self._adopt(self._split(without(folders, bad)))
         self.skipped += bad.values()
 
+    @property
+    def shape_faults(self) -> Mapping[str, Counter[str]]:
+        """See the base."""
+        return self._faults
+
     def _survey(self) -> Splits:
         return self._split(self._find())
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -225,6 +226,11 @@ class SceneModule(DataModule):
         """Whether every file is read before training, and those that can't be are left out."""
         return self.on_error == "skip"
 
+    @property
+    def shape_faults(self) -> Mapping[str, Counter[str]]:
+        """What is wrong with the shapes of vector labels, and how often, by path; after a survey or scan."""
+        return {}
+
     def scene_of(self, item: Item) -> Scene:
         """How an item of a survey is read."""
         return self._scenes[item.image]
@@ -232,6 +238,19 @@ class SceneModule(DataModule):
     def inspector(self) -> SceneReader:
         """See the base."""
         return self._reader()
+
+    def foreign(
+        self, paths: Sequence[str]
+    ) -> tuple[list[Item], Callable[[], SceneReader], list[tuple[str, str]]]:
+        """See the base."""
+        scenes: dict[str, Scene] = {}
+        problems = []
+        for path in paths:
+            try:
+                scenes[path] = self._scene(self._header(path))
+            except DataError as error:
+                problems.append((path, without_path(path, error)))
+        return [Item(id=path, group=path, image=path) for path in scenes], partial(SceneReader, scenes), problems
 
     def _usable(self, splits: Splits, checks: Mapping[str, FrameCheck]) -> Splits:
         """Without the items of files that have a problem, which are named in `skipped`."""

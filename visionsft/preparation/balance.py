@@ -24,7 +24,7 @@ MEASURED = {"images": 10, "objects": 25}
 """...and in val and test: one error more or less is then at most 10 or 4 % of its recall."""
 RARE = 0.005
 """Share of the labelled training pixels below which a plain loss neglects a class."""
-UNLIKE = 6.0
+UNLIKE = 8.0
 """Robust standard deviations below the usual from which on a layout is unlike the others."""
 _FLOOR = 0.15
 _FEWEST = 30

@@ -17,7 +17,9 @@ from visionsft.preparation.looks import Look
 
 _PROBLEMS = {"image": "unreadable image", "label": "unreadable label", "form": "label form", "size": "label size"}
 _ALLOWED = {"form": "the form that data.classes has", "size": "the size of the image"}
-_RECORD = re.compile(r"(?P<file>.+?)(?:, (?P<place>(?:line|object|frame|label|annotations|images)\b[^:]*))?: (?P<text>.*)", re.S)
+_RECORD = re.compile(
+    r"(?P<file>.+?)(?:, (?P<place>(?:line|object|frame|label|annotations|images)\b[^:]*))?: (?P<text>.*)", re.DOTALL
+)
 """How errors about records of label files begin."""
 
 
@@ -47,6 +49,8 @@ def _place_unusable(path: str, reason: str) -> tuple[str, str, str]:
     """Check, file and reason: the reason may begin with the path of a label file."""
     if "none of the classes" in reason:
         return "unknown label", path, reason
+    if "no band" in reason or "are named" in reason:
+        return "band count", path, without_path(path, reason)
     if reason.startswith(path):
         empty = Path(path).is_file() and not Path(path).stat().st_size
         text = "the file is empty (0 bytes)" if empty else without_path(path, reason)
@@ -64,7 +68,8 @@ def check_files(looks: Sequence[Look], module: DataModule, findings: Findings) -
         for value in look.unknown:
             findings.add(
                 "unknown value", look.item.label, f"{value.value} in {value.pixels:,} pixels",
-                allowed=_describe_classes(module), place=look.split, count=value.pixels, item=look.item.id, box=value.box,
+                allowed=_describe_classes(module), place=look.split, count=value.pixels, item=look.item.id,
+                box=value.box,
             )  # fmt: skip
     read = [look for look in looks if look.is_read]
     if isinstance(module, SizedModule) and module.size is None and not isinstance(module, SceneModule):
@@ -109,6 +114,9 @@ def _check_scenes(looks: Sequence[Look], module: SceneModule, findings: Findings
         for path, scene in scenes.items()
         if isinstance(scene.labels, RasterLabels) and not scene.labels.aligned
     ]
+    for path, faults in module.shape_faults.items():
+        for kind, count in faults.items():
+            findings.add("shapes", path, f"{count} shapes {kind}", count=count)
     for path, label in warped:
         findings.add("label grid", label, "another grid", allowed="that of its scene", other=path)
 

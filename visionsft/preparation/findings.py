@@ -32,7 +32,9 @@ class Check:
 CHECKS: dict[str, Check] = {
     # files
     "listing": Check("error", "The data can't be listed", "nothing else could be checked; mend this first"),
-    "unusable": Check("error", "Files that can't be used", "mend them, or leave them out (data.on_error: skip)"),
+    "unusable": Check(
+        "error", "Files that can't be used", "mend them, or leave them out (data.on_error: skip)"
+    ),
     "unreadable image": Check(
         "error", "Images that can't be read", "get them again; on_error: skip leaves them out"
     ),
@@ -53,12 +55,16 @@ CHECKS: dict[str, Check] = {
         "error", "Labels of another size than their image", "a mask has a value for each pixel of its image"
     ),
     "image size": Check("error", "Images of another size", "data.size resizes all images to one"),
-    "image type": Check("error", "Images of another number type", "convert them: 16-bit values aren't 8-bit ones"),
+    "image type": Check(
+        "error", "Images of another number type", "convert them: 16-bit values aren't 8-bit ones"
+    ),
     "band count": Check("error", "Images with other bands", "name the bands, or choose those that all have"),
     "crs": Check("note", "Several coordinate systems", "fine if that is meant; distances are in their units"),
     "nodata": Check("warning", "Several nodata values", "data.nodata overrides them all"),
     "resolution": Check("warning", "Several pixel sizes", "data.resolution resamples all scenes to one"),
-    "label grid": Check("note", "Labels on another grid than their scene", "they are warped, nearest neighbour"),
+    "label grid": Check(
+        "note", "Labels on another grid than their scene", "they are warped, nearest neighbour"
+    ),
     "shapes": Check("warning", "Flawed shapes in vector labels", "they are mended or left out as said"),
     # label values and balance
     "unknown value": Check(
@@ -76,19 +82,27 @@ CHECKS: dict[str, Check] = {
         "classes stand where they never do elsewhere: upside down, shifted, or of another image?",
     ),
     "absent class": Check("error", "Classes that never occur in training", "they can't be learned"),
-    "too rare to learn": Check("warning", "Classes too rare to learn", "collect more, merge, or leave them out"),
+    "too rare to learn": Check(
+        "warning", "Classes too rare to learn", "collect more, merge, or leave them out"
+    ),
     "too rare to measure": Check(
         "warning", "Classes too rare to measure", "their scores say little: put more of them into the split"
     ),
     "rare pixels": Check(
-        "note", "Classes with few pixels", "a plain loss neglects them: rare_class_crops, lovasz, class_weights"
+        "note",
+        "Classes with few pixels",
+        "a plain loss neglects them: rare_class_crops, lovasz, class_weights",
     ),
     "few groups": Check(
         "warning", "Few independent groups", "scores have no honest interval: hold out more drives or scenes"
     ),
-    "empty split": Check("warning", "Splits without samples", "hold samples out: nothing can be judged without"),
+    "empty split": Check(
+        "warning", "Splits without samples", "hold samples out: nothing can be judged without"
+    ),
     # values
-    "value range": Check("error", "Values far from what the weights expect", "set data.scale, or normalise: data"),
+    "value range": Check(
+        "error", "Values far from what the weights expect", "set data.scale, or normalise: data"
+    ),
     "scale": Check("error", "The scale of the values is not given", "set data.scale, or normalise: data"),
     "offset": Check(
         "warning",
@@ -103,6 +117,9 @@ CHECKS: dict[str, Check] = {
     "grey image": Check("warning", "Grey images among colour ones", "another camera, or a lost channel"),
     "unlike its group": Check(
         "warning", "Images unlike the others", "another sensor, exposure, focus or order of channels?"
+    ),
+    "channel order": Check(
+        "warning", "Images whose channels seem exchanged", "a decoder that gives blue, green, red?"
     ),
     # leaks
     "identical across splits": Check(
@@ -122,23 +139,35 @@ CHECKS: dict[str, Check] = {
     "repeats": Check("note", "Near-duplicates in a split", "they add little: a slow or standing camera"),
     # objects
     "unknown name": Check(
-        "error", "Objects named as no class is", "mend the name, or add it to a class's values or to data.ignore"
+        "error",
+        "Objects named as no class is",
+        "mend the name, or add it to a class's values or to data.ignore",
     ),
     "misspelt name": Check(
         "warning", "Misspelt class names", "the configuration takes them for the class; mend the label files"
     ),
     "unnamed object": Check("error", "Objects without a name", "name them in the label files, or ignore ''"),
-    "degenerate box": Check("error", "Degenerate boxes", "empty, negative or not a number; they are left out"),
-    "box outside": Check("error", "Boxes outside of their picture", "wrong picture, unit or order of coordinates?"),
+    "degenerate box": Check(
+        "error", "Degenerate boxes", "empty, negative or not a number; they are left out"
+    ),
+    "box outside": Check(
+        "error",
+        "Boxes outside of their picture: degenerate, nothing of them is left",
+        "wrong picture, unit or order of coordinates?",
+    ),
     "box beyond edge": Check("warning", "Boxes that reach beyond their picture", "they are clipped"),
     "rounded box": Check("note", "Boxes a pixel beyond the edge", "rounding of the annotation tool; clipped"),
     "other size": Check(
         "warning", "Label files that state another picture size", "were the pictures resized after labelling?"
     ),
-    "no outline": Check("error", "Objects without an outline", "this task needs one; they are ignored regions"),
+    "no outline": Check(
+        "error", "Objects without an outline", "this task needs one; they are ignored regions"
+    ),
     "duplicated box": Check("warning", "Objects labelled twice", "one of the two will be a false alarm"),
     "conflicting boxes": Check("warning", "One box with two classes", "only one of them can be right"),
-    "tiny box": Check("warning", "Objects tiny in training", "they can hardly be seen: larger chip, crop or size"),
+    "tiny box": Check(
+        "warning", "Objects tiny in training", "they can hardly be seen: larger chip, crop or size"
+    ),
     "no objects": Check("note", "Images without objects", "fine if they were looked at"),
     # model
     "suspect label": Check(
@@ -150,7 +179,9 @@ CHECKS: dict[str, Check] = {
     "mislabelled image": Check("warning", "Images likely mislabelled", "look at them; models err, too"),
     "missing box": Check("note", "Objects likely not labelled", "a confident detection without a label"),
     "false box": Check("note", "Labels without an object, likely", "the model sees nothing there"),
-    "misclassified box": Check("note", "Objects likely of another class", "a confident detection of another one"),
+    "misclassified box": Check(
+        "note", "Objects likely of another class", "a confident detection of another one"
+    ),
     # representativeness
     "unlike train": Check(
         "warning", "Splits or pools unlike the training data", "scores there say little about the other"
@@ -253,7 +284,8 @@ class Findings:
         """The gravest first, in the order of CHECKS."""
         order = list(CHECKS)
         return sorted(
-            self._groups.values(), key=lambda group: (SEVERITIES.index(group.severity), order.index(group.check))
+            self._groups.values(),
+            key=lambda group: (SEVERITIES.index(group.severity), order.index(group.check)),
         )
 
     def count(self, severity: Severity) -> int:

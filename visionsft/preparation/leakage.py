@@ -30,7 +30,7 @@ def check_leaks(looks: Sequence[Look], module: DataModule, findings: Findings) -
             place = f"{leak.splits[0]} and {leak.splits[1]}"
             example = leak.examples[0] if leak.examples else None
             findings.add(
-                _KINDS[leak.kind], None, leak.text, place=place, count=leak.count, item=example and example.second
+                _KINDS[leak.kind], None, leak.text, place=place, count=leak.count, item=None if example is None else example.second,
             )
     twins = _check_identical(looks, findings)
     _check_lookalikes([look for look in looks if look.small is not None], twins, findings)

@@ -28,6 +28,7 @@ from datamodules.objects_reading import (
     owner_of,
     resolve_picture,
 )
+from datamodules.scenes import SceneModule
 from visionsft.preparation.findings import Findings, Severity, shorten
 from visionsft.preparation.looks import Look
 
@@ -55,29 +56,35 @@ SPELLING = 0.75
 def resolve_objects(
     looks: Sequence[Look], module: DetectionDataModule, listing: ObjectListing, findings: Findings
 ) -> dict[str, Objects]:
-    """The objects of every picture whose size is known, by item id, in its pixels; every flaw is a finding."""
+    """The objects of every picture whose size is known, by its path, in its pixels; every flaw is a finding."""
     owners = class_indices(module.specs, ignore=module.ignore, legend=listing.legend)
     form = module.form_of(listing)
+    pictures = {item.image: listing.annotations[item.id] for item in listing.items}
     found: dict[str, Objects] = {}
     for look in looks:
-        raw = listing.annotations.get(look.item.id)
-        if raw is None or look.size == (0, 0):
+        raw, size = pictures.get(look.item.image), _size_of(look, module)
+        if raw is None or look.item.image in found or size == (0, 0):
             continue
         flaws = Repairs(shown=_ALL)
-        found[look.item.id] = resolve_picture(raw, owners, look.size, form=form, flaws=flaws)
+        found[look.item.image] = resolve_picture(raw, owners, size, form=form, flaws=flaws)
         for kind, places in flaws.places.items():
             for text in places:
                 place, _, what = text.removeprefix(f"{raw.source}, ").removeprefix(f"{raw.source}: ").rpartition(": ")
+                allowed = f"inside of {size[1]} x {size[0]} pixels"
                 findings.add(
-                    _CHECKS[kind], raw.source, what or text, allowed=_say_size(look), place=place, item=look.item.id
+                    _CHECKS[kind], raw.source, what or text, allowed=allowed, place=place, item=look.item.id
                 )
         _check_names(raw, owners, module, look, findings)
         _check_twice(raw, owners, look, findings)
     return found
 
 
-def _say_size(look: Look) -> str:
-    return f"inside of {look.size[1]} x {look.size[0]} pixels"
+def _size_of(look: Look, module: DetectionDataModule) -> tuple[int, int]:
+    """(height, width) of the whole file, in whose pixels its label file counts."""
+    if not isinstance(module, SceneModule):
+        return look.size
+    grid = module.scene_of(look.item).header.grid
+    return grid.height, grid.width
 
 
 # ------------------------------------------------------------------------------------------------------- names
@@ -194,8 +201,8 @@ def check_sizes(
             x1, y1, x2, y2 = boxes[index].tolist()
             findings.add(
                 "tiny box", look.item.label or look.item.image, f"{sides[index]:.1f} pixels in training",
-                allowed=f"from {TINY:g}", place=f"{look.split}, box ({x1:g}, {y1:g}, {x2:g}, {y2:g})", item=look.item.id,
-                box=(round(y1), round(x1), round(y2 - y1), round(x2 - x1)),
+                allowed=f"from {TINY:g}", place=f"{look.split}, box ({x1:g}, {y1:g}, {x2:g}, {y2:g})",
+                item=look.item.id, box=(round(y1), round(x1), round(y2 - y1), round(x2 - x1)),
             )  # fmt: skip
 
 

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from datamodules import DataError, DataModule, Normalisation
 from datamodules.statistics import Statistics, check_range, suggest_scale
+from visionsft.preparation.channel_order import check_order
 from visionsft.preparation.findings import Findings
 from visionsft.preparation.looks import Look, gather_statistics
 
-SATURATED = 0.25
-"""Share of an image's pixels at the end of the scale, in every band, from which on it is saturated; a bright sky is
-not, unless it fills the image."""
+SATURATED = 0.5
+"""Share of an image's pixels at the end of the scale, in every band, from which on it is saturated: more than a white
+sky usually has."""
 DARK = 0.04
 """Mean and range, as shares of the scale, below which an image shows nothing."""
 FEWEST = 20
@@ -52,6 +53,7 @@ def check_values(
     blank = {look.item.id for look in read if _check_image(look, module, scale, findings)}
     _check_grey([look for look in read if look.item.id not in blank], findings)
     _check_outliers([look for look in read if look.item.id not in blank], module, findings)
+    check_order([look for look in read if look.item.id not in blank], module.bands, findings)
     return statistics
 
 
@@ -91,7 +93,9 @@ def _check_range(
 
 def _check_offset(looks: Sequence[Look], findings: Findings) -> None:
     """Dark pixels near 1000 in scenes of reflectance, and near 0 in others."""
-    found = [(look, float(look.low.min())) for look in looks if look.low is not None and look.dtype in ("uint16", "int16")]
+    found = [
+        (look, float(look.low.min())) for look in looks if look.low is not None and look.dtype in ("uint16", "int16")
+    ]
     shifted = [look for look, low in found if abs(low - OFFSET) < REACH]
     plain = [look for look, low in found if low < DARKEST]
     if not shifted or len(shifted) + len(plain) < 0.9 * len(found):
