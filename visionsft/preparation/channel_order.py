@@ -30,14 +30,13 @@ _ORDERS = tuple(order for order in permutations(range(3)) if order != (0, 1, 2))
 
 
 def check_order(looks: Sequence[Look], bands: Sequence[str], findings: Findings) -> None:
-    """looks: of images that show something; nothing is said of images with other than three bands."""
+    """looks: of images that show something; nothing is said of small groups and of other than three bands."""
     usable = [look for look in looks if look.small is not None and len(look.small) == 3 and not look.is_grey]
     groups: dict[str, list[Look]] = defaultdict(list)
     for look in usable:
         groups[look.item.group].append(look)
-    large = [own for own in groups.values() if len(own) >= FEWEST]
-    small = [look for own in groups.values() if len(own) < FEWEST for look in own]
-    for own in [*large, *([small] if len(small) >= FEWEST else [])]:
+    # images of many cameras or places have no colours in common: a green field among streets is none of a decoder's
+    for own in (own for own in groups.values() if len(own) >= FEWEST):
         ratios = order_ratios(np.stack([look.small for look in own if look.small is not None]))
         for look, row in zip(own, ratios, strict=True):
             best = int(row.argmin())

@@ -29,9 +29,8 @@ def check_leaks(looks: Sequence[Look], module: DataModule, findings: Findings) -
         if leak.kind in _KINDS:
             place = f"{leak.splits[0]} and {leak.splits[1]}"
             example = leak.examples[0] if leak.examples else None
-            findings.add(
-                _KINDS[leak.kind], None, leak.text, place=place, count=leak.count, item=None if example is None else example.second,
-            )
+            item = None if example is None else example.second
+            findings.add(_KINDS[leak.kind], None, leak.text, place=place, count=leak.count, item=item)
     twins = _check_identical(looks, findings)
     _check_lookalikes([look for look in looks if look.small is not None], twins, findings)
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from datamodules.batch import Item
-from visionsft.preparation.balance import LEARNED, MEASURED, check_balance, check_labels, count_classes, layout_scores
+from visionsft.preparation.balance import (
+    LEARNED,
+    MEASURED,
+    check_balance,
+    check_labels,
+    count_classes,
+    layout_scores,
+)
 from visionsft.preparation.findings import Findings
 from visionsft.preparation.looks import GRID, Look
 

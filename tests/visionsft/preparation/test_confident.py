@@ -6,7 +6,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionsft.preparation.confident import NONE, Thresholds, confident_joint, estimate_joint, margins, suggest
+from visionsft.preparation.confident import (
+    NONE,
+    Thresholds,
+    confident_joint,
+    estimate_joint,
+    margins,
+    suggest,
+)
 
 # cleanlab 2.9.0's get_confident_thresholds, compute_confident_joint(calibrate=False), estimate_joint (which rounds
 # to whole samples) and get_normalized_margin_for_each_label (times 2, less 1), for the samples of `_samples`

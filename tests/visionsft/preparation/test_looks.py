@@ -10,7 +10,15 @@ import pytest
 from datamodules.batch import Item, Window
 from datamodules.classes import Unknown
 from datamodules.surveying import Inspection, Problem
-from visionsft.preparation.looks import GRID, LOW_HIGH, Look, gather_statistics, layout_of, take_look, take_looks
+from visionsft.preparation.looks import (
+    GRID,
+    LOW_HIGH,
+    Look,
+    gather_statistics,
+    layout_of,
+    take_look,
+    take_looks,
+)
 
 
 class Scene:
