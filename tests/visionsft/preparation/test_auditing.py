@@ -43,7 +43,7 @@ def _frame(seed: int) -> np.ndarray:
     return cv2.resize(small, (48, 32), interpolation=cv2.INTER_CUBIC)
 
 
-def _frames(root: Path, *, train: int = 24) -> None:
+def _frames(root: Path, *, train: int = 40) -> None:
     """Frames of noise, the sky above."""
     mask = np.zeros((32, 48), np.uint8)
     mask[:12] = 1
@@ -75,7 +75,7 @@ def test_nothing_is_found_in_good_frames(frames, tmp_path) -> None:
     result = audit(frames[0], out=tmp_path / "out")
     assert _found(result) == set()
     assert result.exit_code(strict=True) == 0
-    assert result.classes["train"]["sky"].pixels == 24 * 12 * 48
+    assert result.classes["train"]["sky"].pixels == 40 * 12 * 48
     assert "nothing found" in result.table() or not result.findings.count("warning")
 
 

@@ -31,7 +31,8 @@ def test_only_unlike_sets_are_told() -> None:
     assert [(each.first, each.second, each.meaning) for each in found] == [
         ("train", "val", "alike"), ("train", "pool", "clearly unlike"), ("val", "pool", "clearly unlike"),
     ]  # fmt: skip
-    assert [(group.check, group.count) for group in findings.groups()] == [("unlike train", 1), ("split unlike pool", 1)]
+    told = [(group.check, group.count) for group in findings.groups()]
+    assert told == [("unlike train", 1), ("split unlike pool", 1)]
 
 
 def test_few_images_are_not_compared() -> None:
