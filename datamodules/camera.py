@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -18,11 +18,11 @@ from datamodules.datasets import EvaluationDataset
 from datamodules.drives import DriveModule
 from datamodules.errors import DataError
 from datamodules.frame_layouts import FrameLayoutName, FrameOptions, LabelForm, choose_layout
-from datamodules.frames import FrameReader
+from datamodules.frames import FrameInspector, FrameReader
 from datamodules.layouts import Listing, MaskSource, pairs
 from datamodules.sampling import Region
-from datamodules.sizes import SizedModule
-from datamodules.splits import FolderSplit, Split
+from datamodules.sizes import FrameCheck, SizedModule
+from datamodules.splits import FolderSplit, Split, Splits
 
 
 def _make_classes(
@@ -113,15 +113,25 @@ class CameraFrameDataModule(DriveModule, SizedModule, SegmentationDataModule):
     def scan(self) -> None:
         """Finds, pairs and splits the frames, and looks into each once (what it finds there is cached)."""
         self.notes, self.unmatched = [], []
+        splits = self._survey()
+        frames = [item for items in splits.values() for item in items]
+        reader = FrameReader(self.classes, None, self._sources)
+        self.settle(splits, self._check_frames(frames, reader, facts=self._mask_facts()))
+
+    def _survey(self) -> Splits:
         self._sources, self._declared, self._beside = {}, [], set()
         splits = self._split()
         legend = pairs.agreed_legend(self._declared)
         if legend is not None:
             self._set_classes(legend)
-        frames = [item for items in splits.values() for item in items]
-        checks = self._check_frames(
-            frames, FrameReader(self.classes, None, self._sources), facts=self._mask_facts()
-        )
+        return splits
+
+    def inspector(self) -> FrameInspector:
+        """See the base."""
+        return FrameInspector(self.classes, self._sources)
+
+    def settle(self, splits: Splits, checks: Mapping[str, FrameCheck]) -> None:
+        """See the base."""
         problems = {path: check.problem for path, check in checks.items() if check.problem is not None}
         problems |= self._settle_size({path: check for path, check in checks.items() if path not in problems})
         self._take_usable(splits, problems)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +15,10 @@ from datamodules.classification import ClassificationDataModule, LabelLayoutName
 from datamodules.datasets import EvaluationDataset
 from datamodules.drives import DriveModule
 from datamodules.errors import DataError
-from datamodules.frames import Fit, PictureReader
+from datamodules.frames import Fit, FrameInspector, PictureReader
 from datamodules.layouts import Listing
-from datamodules.splits import FolderSplit, Split
+from datamodules.sizes import FrameCheck
+from datamodules.splits import FolderSplit, Split, Splits
 
 
 class CameraClassificationDataModule(DriveModule, ClassificationDataModule):
@@ -76,19 +77,33 @@ class CameraClassificationDataModule(DriveModule, ClassificationDataModule):
         )
         self.bands = ("red", "green", "blue")
         self.own_pattern = None
+        self._problems: dict[str, str] = {}
         self.drive_pattern = drive_pattern
 
     def scan(self) -> None:
         """Finds and splits the pictures, reads their labels, looks into each once (which is cached)."""
-        self.notes, self.unmatched, self._listings = [], [], []
+        self.notes, self.unmatched = [], []
+        splits = self._survey()
+        pictures = [item for items in splits.values() for item in items]
+        self.settle(splits, self._check_frames(pictures, self._reader()))
+
+    def _survey(self) -> Splits:
+        self._listings = []
         splits = self._split()
-        problems = self._read_labels(splits)
-        splits = {
-            name: [item for item in items if item.image in self._labels or item.image in problems]
+        self._problems = self._read_labels(splits)
+        self.skipped += self._problems.items()
+        return {
+            name: [item for item in items if item.image in self._labels or item.image in self._problems]
             for name, items in splits.items()
         }
-        pictures = [item for items in splits.values() for item in items]
-        checks = self._check_frames(pictures, self._reader())
+
+    def inspector(self) -> FrameInspector:
+        """See the base."""
+        return FrameInspector(None)
+
+    def settle(self, splits: Splits, checks: Mapping[str, FrameCheck]) -> None:
+        """See the base."""
+        problems = dict(self._problems)
         problems |= {path: check.problem for path, check in checks.items() if check.problem is not None}
         problems |= self._settle_size({path: check for path, check in checks.items() if path not in problems})
         self._take_usable(splits, problems)

@@ -17,13 +17,13 @@ from datamodules.datasets import DetectionEvaluationDataset
 from datamodules.detection import DetectionDataModule
 from datamodules.drives import DriveModule
 from datamodules.errors import DataError
-from datamodules.frames import Fit, PictureReader
+from datamodules.frames import Fit, FrameInspector, PictureReader
 from datamodules.layouts import Listing
 from datamodules.object_layouts import LayoutOptions, ObjectLayoutName, choose_layout
 from datamodules.objects_reading import class_indices, count_objects
 from datamodules.sampling import SampleKey
 from datamodules.sizes import FrameCheck
-from datamodules.splits import FolderSplit, Split
+from datamodules.splits import FolderSplit, Split, Splits
 from datamodules.views import zoom
 
 
@@ -105,11 +105,23 @@ class CameraDetectionDataModule(DriveModule, DetectionDataModule):
 
     def scan(self) -> None:
         """Finds and splits the frames, reads their labels, looks into each frame once (which is cached)."""
-        self.notes, self.unmatched, self._listings = [], [], []
+        self.notes, self.unmatched = [], []
+        splits = self._survey()
+        frames = [item for items in splits.values() for item in items]
+        self.settle(splits, self._check_frames(frames, PictureReader(Fit(None, None))))
+
+    def _survey(self) -> Splits:
+        self._listings = []
         splits = self._split()
         self._use_own_classes()
-        frames = [item for items in splits.values() for item in items]
-        checks = self._check_frames(frames, PictureReader(Fit(None, None)))
+        return splits
+
+    def inspector(self) -> FrameInspector:
+        """See the base."""
+        return FrameInspector(None)
+
+    def settle(self, splits: Splits, checks: Mapping[str, FrameCheck]) -> None:
+        """See the base."""
         problems = {path: check.problem for path, check in checks.items() if check.problem is not None}
         problems |= self._settle_type({path: check for path, check in checks.items() if path not in problems})
         self._take_usable(splits, problems)

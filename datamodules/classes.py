@@ -26,6 +26,9 @@ Colour = tuple[int, int, int]
 _TABLE_SIZE = 1 << 24
 """Largest look-up table, a byte a value: every colour and every 16-bit label has a place in it."""
 
+_LISTED = 64
+"""Unknown values at most that are listed of one mask: a photograph in place of a mask has thousands."""
+
 _UNKNOWN = 254
 """Marks a value that is in no class and not ignored, inside the look-up tables only."""
 
@@ -47,6 +50,16 @@ class ClassSpec:
     are merged into this class."""
     colour: Colour | None = None
     """(red, green, blue), 0..255; None: one is chosen."""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A value in a label file that is in no class and not ignored."""
+
+    value: str
+    pixels: int
+    box: tuple[int, int, int, int]
+    """Row, column, height and width around its pixels."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +144,32 @@ class Classes:
         valid: (H, W) bool; what stands in the other pixels (nodata) doesn't matter.
         source: names the file (and window) in errors.
         """
+        mask, codes = self._find(values, source, valid)
+        unknown = mask == _UNKNOWN
+        if unknown.any():
+            raise DataError(self._describe_unknown(codes[unknown], source))
+        return mask
+
+    def inspect(
+        self, values: NDArray[Any], *, source: str, valid: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.uint8], list[Unknown]]:
+        """As `lookup`, but values in no class become 255 too, and are listed, those of most pixels first."""
+        mask, codes = self._find(values, source, valid)
+        unknown = mask == _UNKNOWN
+        if not unknown.any():
+            return mask, []
+        mask[unknown] = IGNORE
+        found, counts = np.unique(codes[unknown], return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:_LISTED]
+        places = [_box_around(unknown & (codes == found[i])) for i in order]
+        return mask, [
+            Unknown(self._show(found[i]), int(counts[i]), box) for i, box in zip(order, places, strict=True)
+        ]
+
+    def _find(
+        self, values: NDArray[Any], source: str, valid: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        """Class indices with `_UNKNOWN` where there is none, and what stands in the file, colours packed."""
         self._check_form(values, source)
         codes = _pack(values) if values.ndim == 3 else values
         if codes.dtype == np.uint8:
@@ -143,10 +182,7 @@ class Classes:
             mask = self._search(codes)
         if valid is not None:
             mask[~valid] = IGNORE
-        unknown = mask == _UNKNOWN
-        if unknown.any():
-            raise DataError(self._describe_unknown(codes[unknown], source))
-        return mask
+        return mask, codes
 
     def _build_table(self) -> NDArray[np.uint8]:
         """Class index by value, for values from 0 up; the last entry stands for all larger values."""
@@ -190,6 +226,12 @@ class Classes:
             return f"#{int(code):06x}"
         number = code.item()
         return f"{number} '{self._meanings[number]}'" if number in self._meanings else f"{number}"
+
+
+def _box_around(where: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    rows, cols = np.flatnonzero(where.any(axis=1)), np.flatnonzero(where.any(axis=0))
+    top, left = int(rows[0]), int(cols[0])
+    return top, left, int(rows[-1]) + 1 - top, int(cols[-1]) + 1 - left
 
 
 def _check_names(names: list[str], fewest: int) -> None:

@@ -7,9 +7,9 @@ normalisation, its guard and the loaders are the same for all.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -21,7 +21,8 @@ from datamodules.augment import Augment
 from datamodules.batch import IGNORE, Batch, Item, Sample, to_device
 from datamodules.classes import Classes
 from datamodules.datasets import EvaluationDataset, Reader, TrainingDataset, collate
-from datamodules.errors import DataError
+from datamodules.errors import DataError, gather
+from datamodules.layouts import Listing
 from datamodules.sampling import (
     ClassPositions,
     EpochSampler,
@@ -46,6 +47,12 @@ from datamodules.statistics import (
     suggest_scale,
 )
 from datamodules.supertiles import SuperTilePlan
+from datamodules.surveying import Survey
+
+if TYPE_CHECKING:
+    from datamodules.layouts.objects import ObjectListing
+    from datamodules.readers import Inspector
+    from datamodules.sizes import FrameCheck
 
 GUARDED = 32
 """Files at most whose values are looked at before a prediction."""
@@ -100,6 +107,7 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.items, self.found, self.skipped, self.unmatched, self.notes = {}, [], [], [], []
+        self._accepted: list[Listing] = []
         self._weights_range: tuple[tuple[float, ...], tuple[float, ...]] | None = None
         self._normalisation: Normalisation | None = None
         self._statistics: Statistics | None = None
@@ -109,6 +117,26 @@ class DataModule(LightningDataModule):
     @abstractmethod
     def scan(self) -> None:
         """Finds and checks the files; fills classes, bands, dtype, items, skipped, unmatched and notes."""
+
+    @abstractmethod
+    def _survey(self) -> Splits:
+        """The listed items of each split; see `survey`."""
+
+    @abstractmethod
+    def settle(self, splits: Splits, checks: Mapping[str, FrameCheck]) -> None:
+        """Takes the items of a survey, without those that have a problem, as `scan` would have; checks: what was
+        found in every image, by path."""
+
+    @abstractmethod
+    def inspector(self) -> Inspector:
+        """Reads the items of a survey, and says what is wrong with them."""
+
+    @abstractmethod
+    def foreign(
+        self, paths: Sequence[str]
+    ) -> tuple[list[Item], Callable[[], Inspector], list[tuple[str, str]]]:
+        """Images without labels that aren't of this data: items, what reads them, and (path, reason) of those that
+        headers already rule out."""
 
     @abstractmethod
     def training_dataset(self) -> Dataset[Any]:
@@ -154,6 +182,37 @@ class DataModule(LightningDataModule):
     def _outlines(self) -> list[dict[str, Any]]:
         """Where the items lie on the ground: {"id", "split", "outline": WKT in degrees}; none unless known."""
         return []
+
+    def survey(self) -> Survey:
+        """All that is listed, flawed or not; reads headers and label files, but no pixels.
+
+        From then on `on_error` is 'skip'. A DataError is raised only where nothing could be listed at all.
+        """
+        self.on_error, self._accepted = "skip", []
+        self.notes, self.unmatched, self.skipped = [], [], []
+        splits: Splits = {"train": [], "val": [], "test": []}
+        problem = None
+        with gather() as broken:
+            try:
+                splits |= self._survey()
+            except DataError as error:
+                if not (self._accepted or self.skipped):
+                    raise
+                problem = str(error)
+        return Survey(
+            splits=splits,
+            images_without_label=_each_once(each.images_without_label for each in self._accepted),
+            labels_without_image=_each_once(each.labels_without_image for each in self._accepted),
+            unusable=list(self.skipped),
+            broken=broken,
+            notes=list(self.notes),
+            listing=self._object_listing(),
+            problem=problem,
+        )
+
+    def _object_listing(self) -> ObjectListing | None:
+        """See `Survey.listing`."""
+        return None
 
     # ---------------------------------------------------------------- Lightning
 
@@ -500,6 +559,10 @@ class SegmentationDataModule(DataModule):
 def check_choice(name: str, given: str, allowed: Sequence[str]) -> None:
     if given not in allowed:
         raise DataError(f"{name} is {given!r}; allowed: {', '.join(allowed)}")
+
+
+def _each_once(lists: Iterable[list[str]]) -> list[str]:
+    return list(dict.fromkeys(path for paths in lists for path in paths))
 
 
 def rank_of_process() -> tuple[int, int]:

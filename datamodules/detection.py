@@ -228,6 +228,9 @@ class DetectionDataModule(DataModule):
         numbered = [replace(spec, values=(index,)) for index, spec in enumerate(specs)]
         self.classes = Classes(numbered, fewest=1)
 
+    def _object_listing(self) -> ObjectListing | None:
+        return self._together() if self._listings else None
+
     def _together(self) -> ObjectListing:
         """What `scan` has listed, of all splits."""
         return self._listings[0] if len(self._listings) == 1 else merge(self._listings)
@@ -240,7 +243,7 @@ class DetectionDataModule(DataModule):
             classes=self.specs,
             ignore=self.ignore,
             sizes=sizes,
-            form=self._form(listing),
+            form=self.form_of(listing),
             on_error=self.on_error,
         )
         self.skipped += listing.unreadable
@@ -248,7 +251,7 @@ class DetectionDataModule(DataModule):
             self.notes += reading.repairs.describe().splitlines()
         return {name: self._as_wanted(objects) for name, objects in reading.objects.items()}
 
-    def _form(self, listing: ObjectListing) -> Form:
+    def form_of(self, listing: ObjectListing) -> Form:
         """What is read of each label: turned boxes follow from outlines where files have none."""
         if not self.turned:
             return "outlines" if self.masks else "boxes"

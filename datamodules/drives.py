@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from difflib import get_close_matches
@@ -16,6 +16,7 @@ from datamodules.batch import Item
 from datamodules.datamodule import DataModule
 from datamodules.datasets import Reader
 from datamodules.errors import DataError
+from datamodules.frames import FrameInspector
 from datamodules.layouts import Listing
 from datamodules.sizes import FrameCheck
 from datamodules.splitfiles import split_by_file
@@ -59,6 +60,13 @@ class DriveModule(DataModule):
     @abstractmethod
     def _listing(self, folder: str | None) -> Listing:
         """Frames and their labels; folder: that of a split, None: all."""
+
+    def foreign(
+        self, paths: Sequence[str]
+    ) -> tuple[list[Item], Callable[[], FrameInspector], list[tuple[str, str]]]:
+        """See the base."""
+        items = [Item(id=path, group=path, image=path) for path in paths]
+        return items, partial(FrameInspector, None), []
 
     def _split(self) -> Splits:
         split, self.found = self.split, []
@@ -130,6 +138,7 @@ class DriveModule(DataModule):
 
     def _accept(self, listing: Listing) -> list[Item]:
         """The items of a listing, grouped by drive; files without a partner stop or are noted."""
+        self._accepted.append(listing)
         if not listing.items and not listing.unmatched:
             raise DataError(f"{self.root}: no images found")
         if listing.unmatched and self.on_error == "stop":

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import ClassVar, TypeVar
+
+Parsed = TypeVar("Parsed")
 
 
 class DataError(ValueError):
@@ -13,3 +18,38 @@ class DataError(ValueError):
     def __init__(self, message: str) -> None:
         # torch re-raises a loader worker's error with the worker's whole traceback as message
         super().__init__(message.rpartition(f"{__name__}.DataError: ")[2].strip())
+
+
+_gathered: ContextVar[list[str] | None] = ContextVar("gathered", default=None)
+
+
+@contextmanager
+def gather() -> Iterator[list[str]]:
+    """Inside of it a broken record of a label file is noted in the list, and left out; outside it stops the reading."""
+    found: list[str] = []
+    token = _gathered.set(found)
+    try:
+        yield found
+    finally:
+        _gathered.reset(token)
+
+
+@contextmanager
+def one_record() -> Iterator[None]:
+    """Around the reading of one record (a line, an object) that may be broken; see `gather`."""
+    try:
+        yield
+    except DataError as error:
+        found = _gathered.get()
+        if found is None:
+            raise
+        found.append(str(error))
+
+
+def parse_each(parse: Callable[..., Parsed], records: Iterable[tuple[object, ...]]) -> list[Parsed]:
+    """`parse(*record)` of every record; see `gather`."""
+    found = []
+    for record in records:
+        with one_record():
+            found.append(parse(*record))
+    return found

@@ -15,11 +15,12 @@ from PIL import Image
 
 from datamodules.augment import resize_labels, resize_pixels
 from datamodules.batch import IGNORE, Item
-from datamodules.classes import Classes
+from datamodules.classes import Classes, Unknown
 from datamodules.datasets import RawSample
 from datamodules.errors import DataError
 from datamodules.layouts import MaskSource, cityscapes
 from datamodules.layouts.parsing import read_stored
+from datamodules.surveying import Inspection, Problem, without_path
 from datamodules.videos import read_frame, split_frame_path
 
 _FLAGS = {
@@ -159,6 +160,58 @@ class FrameReader:
         source = self.sources.get(item.image)
         codes = read_codes(item.label) if source is None else source.codes(item.label)
         return self.classes.lookup(codes, source=item.label)
+
+
+@dataclass(frozen=True)
+class FrameInspector:
+    """Looks into frames and, where there are `classes`, their masks; see `datamodules.readers.Inspector`."""
+
+    classes: Classes | None
+    sources: Mapping[str, MaskSource] = field(default_factory=dict)
+    """By image: where its label doesn't lie in a picture."""
+
+    def pieces(self, item: Item) -> list[Item]:
+        """The frame."""
+        return [item]
+
+    def inspect(self, item: Item) -> Inspection:
+        """See `Inspector`."""
+        problems: list[Problem] = []
+        values = valid = mask = None
+        try:
+            image, valid = read_image(item.image)
+            values = image.transpose(2, 0, 1)
+        except DataError as error:
+            problems.append(Problem("image", item.image, _say_unreadable(item.image, error)))
+        unknown: list[Unknown] = []
+        if self.classes is not None and item.label is not None:
+            source = self.sources.get(item.image)
+            try:
+                codes = read_codes(item.label) if source is None else source.codes(item.label)
+            except DataError as error:
+                problems.append(Problem("label", item.label, _say_unreadable(item.label, error)))
+            else:
+                mask, unknown, problem = _inspect_codes(self.classes, item.label, codes)
+                problems += problem
+        if mask is not None and valid is not None and mask.shape != valid.shape:
+            text = f"{_show(mask.shape)} (height x width), its image {item.image} {_show(valid.shape)}"
+            problems.append(Problem("size", str(item.label), text))
+        return Inspection(values, valid, mask, tuple(unknown), tuple(problems))
+
+
+def _inspect_codes(
+    classes: Classes, path: str, codes: NDArray[Any]
+) -> tuple[NDArray[np.uint8] | None, list[Unknown], list[Problem]]:
+    try:
+        mask, unknown = classes.inspect(codes, source=path)
+    except DataError as error:
+        return None, [], [Problem("form", path, without_path(path, error))]
+    return mask, unknown, []
+
+
+def _say_unreadable(path: str, error: DataError) -> str:
+    empty = Path(path).is_file() and not Path(path).stat().st_size
+    return "the file is empty (0 bytes)" if empty else without_path(path, error)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ from datamodules.layouts.stac import is_asset_key, is_stac
 from datamodules.paths import state_of
 from datamodules.raster import Grid, Header
 from datamodules.sampling import ClassPositions, Region, WindowPlan, samples_to_cover
-from datamodules.scenes import Scene, SceneModule, SceneReader, check_has_crs, listed
+from datamodules.scenes import Scene, SceneModule, SceneReader, check_has_crs, kept, listed, without
+from datamodules.sizes import FrameCheck
 from datamodules.splits import FolderSplit, PlaceSplit, Split, Splits
 from datamodules.statistics import fingerprint
 from datamodules.supertiles import SuperTilePlan
@@ -147,6 +148,25 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
     def scan(self) -> None:
         """Finds, checks and splits the scenes, from the files' headers alone (unless on_error is 'skip')."""
         self.skipped, self.unmatched, self.notes = [], [], []
+        folders = self._find()
+        bad = self._unreadable([item for group in folders.values() for item in group]) if self._skips else {}
+        self._adopt(self._split(without(folders, bad)))
+        self.skipped += bad.values()
+
+    @property
+    def shape_faults(self) -> Mapping[str, Counter[str]]:
+        """See the base."""
+        return self._faults
+
+    def _survey(self) -> Splits:
+        return self._split(self._find())
+
+    def settle(self, splits: Splits, checks: Mapping[str, FrameCheck]) -> None:
+        """See the base."""
+        self._adopt(self._usable(splits, checks))
+
+    def _find(self) -> dict[str, list[Item]]:
+        """The items whose headers are in order, by split for a split by folder, else all together."""
         self._regions, self._claimed, self._faults = None, Counter(), {}
         self._files = None if self.vector is None else open_vectors(self.vector, *self._as_given)
         folders = self._list()
@@ -163,12 +183,10 @@ class GeoTiffDataModule(SceneModule, SegmentationDataModule):
             for value, count in self._claimed.items()
         ]
         self.notes += describe_faults(self._faults)
-        bad = self._unreadable(items) if self.on_error == "skip" else {}
-        self.skipped += [(item.image, bad[item.id]) for item in items if item.id in bad]
-        usable = {item.id for item in items}.difference(bad)
-        self.items = self._split(
-            {name: [item for item in group if item.id in usable] for name, group in folders.items()}
-        )
+        return kept(folders, items)
+
+    def _adopt(self, splits: Splits) -> None:
+        self.items = splits
         if self.sparse:
             self._leave_out_unlabelled()
         if not self.items["train"]:

@@ -9,15 +9,15 @@ from typing import Literal
 from torch.utils.data import Dataset
 
 from datamodules.augment import Augment
-from datamodules.batch import Sample
+from datamodules.batch import Item, Sample
 from datamodules.classes import ClassSpec, Value
 from datamodules.classification import ClassificationDataModule, LabelLayoutName, ResizedReader
 from datamodules.datasets import EvaluationDataset
 from datamodules.errors import DataError
 from datamodules.layouts import Listing
-from datamodules.scenes import SceneModule, listed
+from datamodules.scenes import SceneModule, kept, listed, without
 from datamodules.sizes import FrameCheck
-from datamodules.splits import FolderSplit, Split
+from datamodules.splits import FolderSplit, Split, Splits
 
 
 class GeoTiffClassificationDataModule(SceneModule, ClassificationDataModule):
@@ -86,7 +86,22 @@ class GeoTiffClassificationDataModule(SceneModule, ClassificationDataModule):
 
     def scan(self) -> None:
         """Finds, checks and splits the patches and reads their labels; pixels only if on_error is 'skip'."""
-        self.skipped, self.unmatched, self.notes, self._listings = [], [], [], []
+        self.skipped, self.unmatched, self.notes = [], [], []
+        folders = self._find()
+        bad = self._unreadable([item for group in folders.values() for item in group]) if self._skips else {}
+        self._adopt(self._split(without(folders, bad)))
+        self.skipped += bad.values()
+
+    def _survey(self) -> Splits:
+        return self._split(self._find())
+
+    def settle(self, splits: Splits, checks: Mapping[str, FrameCheck]) -> None:
+        """See the base."""
+        self._adopt(self._usable(splits, checks))
+
+    def _find(self) -> dict[str, list[Item]]:
+        """The items whose headers and labels are in order, by split for a split by folder, else all together."""
+        self._listings = []
         folders = self._list()
         problems = self._read_labels(folders)
         self._refuse(problems)
@@ -101,13 +116,10 @@ class GeoTiffClassificationDataModule(SceneModule, ClassificationDataModule):
             {path: FrameCheck(*size, str(self.dtype), None) for path, size in sizes.items()}
         )
         self._refuse(odd)
-        items = [item for item in items if item.image not in odd]
-        bad = self._unreadable(items) if self.on_error == "skip" else {}
-        self.skipped += [(item.image, bad[item.id]) for item in items if item.id in bad]
-        usable = {item.id for item in items}.difference(bad)
-        self.items = self._split(
-            {name: [item for item in group if item.id in usable] for name, group in folders.items()}
-        )
+        return kept(folders, [item for item in items if item.image not in odd])
+
+    def _adopt(self, splits: Splits) -> None:
+        self.items = splits
         if not self.items["train"]:
             raise DataError(f"{self.root}: no usable training image is left{listed(self.skipped)}")
         self._check_crop()

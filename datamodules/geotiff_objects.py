@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -31,8 +31,9 @@ from datamodules.object_layouts import LayoutOptions, ObjectLayout, choose_layou
 from datamodules.objects import Objects
 from datamodules.raster import Header
 from datamodules.sampling import ObjectPlan, samples_to_cover
-from datamodules.scenes import Scene, SceneModule, check_has_crs, listed
-from datamodules.splits import FolderSplit, Split
+from datamodules.scenes import Scene, SceneModule, check_has_crs, kept, listed, without
+from datamodules.sizes import FrameCheck
+from datamodules.splits import FolderSplit, Split, Splits
 from datamodules.tiling import Tile, tile
 from datamodules.views import clip, frame_of, middles_inside, zoom
 
@@ -149,7 +150,27 @@ class GeoTiffDetectionDataModule(SceneModule, DetectionDataModule):
 
     def scan(self) -> None:
         """Finds, checks and splits the scenes and reads the labels; pixels only if on_error is 'skip'."""
-        self.skipped, self.unmatched, self.notes, self._listings = [], [], [], []
+        self.skipped, self.unmatched, self.notes = [], [], []
+        folders = self._find()
+        bad = self._unreadable([item for group in folders.values() for item in group]) if self._skips else {}
+        self._adopt(self._split(without(folders, bad)))
+        self.skipped += bad.values()
+
+    @property
+    def shape_faults(self) -> Mapping[str, Counter[str]]:
+        """See the base."""
+        return self._faults
+
+    def _survey(self) -> Splits:
+        return self._split(self._find())
+
+    def settle(self, splits: Splits, checks: Mapping[str, FrameCheck]) -> None:
+        """See the base."""
+        self._adopt(self._usable(splits, checks))
+
+    def _find(self) -> dict[str, list[Item]]:
+        """The items whose headers and labels are in order, by split for a split by folder, else all together."""
+        self._listings = []
         self._regions, self._faults = None, {}
         if self.vector is not None:
             named = [replace(spec, values=spec.values or (spec.name,)) for spec in self.specs]
@@ -164,12 +185,10 @@ class GeoTiffDetectionDataModule(SceneModule, DetectionDataModule):
         items = [item for item in items if item.id in scenes]
         found = self._vector_objects(items) if self.layout is None else self._layout_objects(items)
         self._objects = {item.image: found[item.id] for item in items if item.id in found}
-        bad = self._unreadable(items) if self.on_error == "skip" else {}
-        self.skipped += [(item.image, bad[item.id]) for item in items if item.id in bad]
-        usable = found.keys() - bad.keys()
-        self.items = self._split(
-            {name: [item for item in group if item.id in usable] for name, group in folders.items()}
-        )
+        return kept(folders, [item for item in items if item.id in found])
+
+    def _adopt(self, splits: Splits) -> None:
+        self.items = splits
         if not self.items["train"]:
             raise DataError(f"{self.root}: no usable training scene is left{listed(self.skipped)}")
         self._require_objects()

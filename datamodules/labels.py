@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from datamodules.batch import IGNORE, Window
-from datamodules.classes import Classes, ClassSpec, Value
+from datamodules.classes import Classes, ClassSpec, Unknown, Value
 from datamodules.errors import DataError
 from datamodules.paths import State
 from datamodules.raster import Grid, Pool, read_window
@@ -59,6 +59,9 @@ class Labels(Protocol):
     def read(self, window: Window, pool: Pool) -> np.ndarray:
         """(H, W) uint8 class index in pixels of the scene's grid; 255 where unlabelled or out of bounds."""
 
+    def inspect(self, window: Window, pool: Pool) -> tuple[np.ndarray, tuple[Unknown, ...]]:
+        """As `read`, but values in no class are 255, and listed with places in pixels of the window."""
+
 
 @dataclass(frozen=True)
 class RasterLabels:
@@ -87,6 +90,17 @@ class RasterLabels:
 
     def read(self, window: Window, pool: Pool) -> np.ndarray:
         """See `Labels`."""
+        values, valid, source = self._values(window, pool)
+        return self.classes.lookup(values, source=source, valid=valid)
+
+    def inspect(self, window: Window, pool: Pool) -> tuple[np.ndarray, tuple[Unknown, ...]]:
+        """See `Labels`."""
+        values, valid, source = self._values(window, pool)
+        mask, unknown = self.classes.inspect(values, source=source, valid=valid)
+        return mask, tuple(unknown)
+
+    def _values(self, window: Window, pool: Pool) -> tuple[np.ndarray, np.ndarray, str]:
+        """What stands in the file, where that is valid, and its name for messages."""
         if self.aligned:
             file, masked = pool.file(self.path, self.state), self.masked
         else:
@@ -95,7 +109,7 @@ class RasterLabels:
         raster = read_window(file, window, bands=self.bands, nodata=self.nodata, masked=masked)
         values = raster.values.transpose(1, 2, 0) if self.classes.are_colours else raster.values[0]
         source = f"{self.path} (window at row {window.row}, column {window.col})"
-        return self.classes.lookup(values, source=source, valid=raster.valid)
+        return values, raster.valid, source
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,10 @@ class VectorLabels:
     def read(self, window: Window, pool: Pool) -> np.ndarray:
         """See `Labels`."""
         return self.files.drawing(self.path, self.scene).mask(window)
+
+    def inspect(self, window: Window, pool: Pool) -> tuple[np.ndarray, tuple[Unknown, ...]]:
+        """See `Labels`; what the shapes lack is known before."""
+        return self.read(window, pool), ()
 
 
 def is_vector(path: str) -> bool:

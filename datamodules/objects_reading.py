@@ -31,7 +31,9 @@ UNNAMED = "boxes have no name; name them in the label files (skip: ignored regio
 NO_OUTLINE = "boxes have no outline (skip: ignored regions)"
 OTHER_SIZE = "label files state another size than their picture's (skip: boxes kept as they are)"
 
-_IGNORED, _UNKNOWN = -1, -2
+_IGNORED = -1
+UNKNOWN = -2
+"""The 'class' of a name that is in no class and not ignored."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ def resolve(
     repairs.extend(listing.repairs)
     flaws, unknown = Repairs(), _unknown_names(listing, owners)
     objects = {
-        item.id: _resolve_picture(listing.annotations[item.id], owners, unknown, sizes[item.id], form, flaws)
+        item.id: resolve_picture(
+            listing.annotations[item.id], owners, sizes[item.id], form=form, flaws=flaws, unknown=unknown
+        )
         for item in listing.items
     }
     if on_error == "stop":
@@ -97,7 +101,7 @@ def class_indices(
 
 def count_objects(raw: Annotations, owners: Mapping[Value, int], *, classes: int) -> NDArray[np.int64]:
     """(K,) objects of each class in a label file that are not ignored; owners: see `class_indices`."""
-    labels = np.array([_owner(name, owners) for name in raw.names], np.int64)
+    labels = np.array([owner_of(name, owners) for name in raw.names], np.int64)
     return np.bincount(labels[(labels >= 0) & ~raw.ignored], minlength=classes)
 
 
@@ -113,24 +117,31 @@ def _require_form(listing: ObjectListing, form: Form) -> None:
 def _unknown_names(listing: ObjectListing, owners: Mapping[Value, int]) -> dict[Value, str]:
     """The kind of flaw that each name without a class is."""
     names = {name for each in listing.annotations.values() for name in each.names}
-    unknown = [name for name in names if _owner(name, owners) == _UNKNOWN]
+    unknown = [name for name in names if owner_of(name, owners) == UNKNOWN]
     return {name: UNNAMED if name == "" else _unknown_kind(name, owners) for name in unknown}
 
 
-def _resolve_picture(
+def resolve_picture(
     raw: Annotations,
     owners: Mapping[Value, int],
-    unknown: Mapping[Value, str],
     size: tuple[int, int],
+    *,
     form: Form,
     flaws: Repairs,
+    unknown: Mapping[Value, str] | None = None,
 ) -> Objects:
+    """The objects of one picture, mended as by `resolve`; every flaw is added to `flaws`.
+
+    owners: see `class_indices`. unknown: the kind of flaw of each name without a class; None: such names are
+    left to the caller.
+    """
     if raw.size is not None and raw.size != size:
         flaws.add(OTHER_SIZE, f"{raw.source}: {_show_size(raw.size)}, but {_show_size(size)}")
     boxes, kept = _check_boxes(raw, size, flaws)
-    labels = np.array([_owner(name, owners) for name in raw.names], np.int64)
-    for index in np.flatnonzero((labels == _UNKNOWN) & ~raw.ignored & kept).tolist():
-        flaws.add(unknown[raw.names[index]], raw.place(index))
+    labels = np.array([owner_of(name, owners) for name in raw.names], np.int64)
+    if unknown is not None:
+        for index in np.flatnonzero((labels == UNKNOWN) & ~raw.ignored & kept).tolist():
+            flaws.add(unknown[raw.names[index]], raw.place(index))
     ignored = raw.ignored | (labels < 0)
     outlines = raw.outlines or ((),) * len(raw)
     if form == "outlines":
@@ -194,12 +205,13 @@ def _rings(outline: Outline, box: NDArray[np.float32]) -> Rings:
     return (np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.float32),)
 
 
-def _owner(name: Value, owners: Mapping[Value, int]) -> int:
+def owner_of(name: Value, owners: Mapping[Value, int]) -> int:
+    """Index of the class that a name in a label file means; -1: ignored; UNKNOWN."""
     if name in owners:
         return owners[name]
     if isinstance(name, str) and name.isdecimal() and len(name) < 10:  # '3' in a CSV or VOC file
-        return owners.get(int(name), _UNKNOWN)
-    return _UNKNOWN
+        return owners.get(int(name), UNKNOWN)
+    return UNKNOWN
 
 
 def _note(raw: Annotations, where: NDArray[np.bool_], kind: str, flaws: Repairs) -> None:

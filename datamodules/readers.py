@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from datamodules.batch import Item
+from datamodules.surveying import Inspection
 
 
 @dataclass(frozen=True)
@@ -30,3 +31,13 @@ class Reader(Protocol):
 
     def read_mask(self, item: Item) -> np.ndarray:
         """(H, W) uint8: the mask alone."""
+
+
+class Inspector(Protocol):
+    """Reads items for a check; one thread's own, since it may hold open files."""
+
+    def pieces(self, item: Item) -> list[Item]:
+        """The item in parts that fit in memory, each with its window if there are several."""
+
+    def inspect(self, item: Item) -> Inspection:
+        """A piece's pixels and labels, with what is wrong with them; it raises nothing because of the data."""

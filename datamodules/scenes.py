@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
 
 from datamodules.batch import IGNORE, Item, Window
+from datamodules.classes import Unknown
 from datamodules.datamodule import DataModule
 from datamodules.datasets import RawSample
 from datamodules.decoded import DecodedScenes
@@ -34,6 +36,7 @@ from datamodules.raster import (
     read_window,
 )
 from datamodules.sampling import Region
+from datamodules.sizes import FrameCheck
 from datamodules.splitfiles import split_by_file
 from datamodules.splits import (
     DriveSplit,
@@ -54,6 +57,7 @@ from datamodules.splits import (
 )
 from datamodules.statistics import cached, fingerprint, load_arrays
 from datamodules.supertiles import Store
+from datamodules.surveying import Inspection, Problem, without_path
 from datamodules.tiling import spread, tile
 
 READ_SIDE = 512
@@ -117,6 +121,34 @@ class SceneReader:
         if item.labelled is not None:
             raw.mask[_outside(item.labelled, item.window)] = IGNORE
         return raw
+
+    def pieces(self, item: Item) -> list[Item]:
+        """An item in windows that suit the way its file is stored."""
+        scene = self.scenes[item.image]
+        window = item.window or scene.grid.window
+        size = (READ_SIDE, READ_SIDE)
+        if scene.header.striped:
+            size = (max(1, READ_SIDE**2 // window.width), window.width)
+        return [replace(item, window=each.own) for each in tile(window, size=size)]
+
+    def inspect(self, item: Item) -> Inspection:
+        """A piece of a scene with what is wrong with it; see `datamodules.readers.Inspector`."""
+        scene, window = self.scenes[item.image], item.window or self.scenes[item.image].grid.window
+        problems: list[Problem] = []
+        values = valid = mask = None
+        try:
+            raster = self._pixels(scene, window)
+            values, valid = raster.values, raster.valid
+        except DataError as error:
+            problems.append(Problem("image", item.image, without_path(item.image, error)))
+        unknown: tuple[Unknown, ...] = ()
+        if scene.labels is not None and item.label is not None:
+            try:
+                mask, unknown = scene.labels.inspect(window, self.pool)
+                mask = mask if valid is None else np.where(valid, mask, np.uint8(IGNORE))
+            except DataError as error:
+                problems.append(Problem("label", item.label, without_path(item.label, error)))
+        return Inspection(values, valid, mask, unknown, tuple(problems))
 
     def _unpack(self, item: Item) -> RawSample:
         scene = self.scenes[item.image]
@@ -193,6 +225,43 @@ class SceneModule(DataModule):
     """From where training windows are drawn; None: not looked for yet."""
     _index: SceneIndex
     """Headers of the files; after `_read_headers`."""
+
+    @property
+    def _skips(self) -> bool:
+        """Whether every file is read before training, and those that can't be are left out."""
+        return self.on_error == "skip"
+
+    @property
+    def shape_faults(self) -> Mapping[str, Counter[str]]:
+        """What is wrong with the shapes of vector labels, and how often, by path; after a survey or scan."""
+        return {}
+
+    def scene_of(self, item: Item) -> Scene:
+        """How an item of a survey is read."""
+        return self._scenes[item.image]
+
+    def inspector(self) -> SceneReader:
+        """See the base."""
+        return self._reader()
+
+    def foreign(
+        self, paths: Sequence[str]
+    ) -> tuple[list[Item], Callable[[], SceneReader], list[tuple[str, str]]]:
+        """See the base."""
+        scenes: dict[str, Scene] = {}
+        problems = []
+        for path in paths:
+            try:
+                scenes[path] = self._scene(self._header(path))
+            except DataError as error:
+                problems.append((path, without_path(path, error)))
+        return [Item(id=path, group=path, image=path) for path in scenes], partial(SceneReader, scenes), problems
+
+    def _usable(self, splits: Splits, checks: Mapping[str, FrameCheck]) -> Splits:
+        """Without the items of files that have a problem, which are named in `skipped`."""
+        bad = {path: check.problem for path, check in checks.items() if check.problem is not None}
+        self.skipped += bad.items()
+        return {name: [item for item in items if item.image not in bad] for name, items in splits.items()}
 
     @abstractmethod
     def _listing(self, folder: str | None) -> Listing:
@@ -284,6 +353,7 @@ class SceneModule(DataModule):
 
     def _accept(self, listing: Listing, folder: str = "*") -> list[Item]:
         """The items of a listing; files without a partner stop, or are noted."""
+        self._accepted.append(listing)
         if listing.unmatched and self.on_error == "stop":
             raise DataError(
                 f"{self.root}: {len(listing.images_without_label)} images without label and "
@@ -325,8 +395,8 @@ class SceneModule(DataModule):
             raise DataError(f"{self.root}: none of {len(items)} scenes can be used{listed(self.skipped)}")
         return found
 
-    def _unreadable(self, items: Sequence[Item]) -> dict[str, str]:
-        """Reads every file whole: what is wrong, by item id; kept in the cache folder."""
+    def _unreadable(self, items: Sequence[Item]) -> dict[str, tuple[str, str]]:
+        """Reads every file whole: (path, what is wrong) by item id; kept in the cache folder."""
         facts = {"classes": self.classes.specs, "ignore": self.classes.ignore, "bands": self.bands}
         key = fingerprint(items, root=self.root, facts=facts | self._facts())
 
@@ -341,21 +411,16 @@ class SceneModule(DataModule):
                     problems[item.id] = str(error)
             return problems
 
-        return cached(
+        problems = cached(
             self._cache_path(f"unreadable-{key[:16]}.json"),
             build,
             load=_load_problems,
             save=lambda problems, file: file.write(json.dumps(problems).encode()),
         )
+        return {item.id: (item.image, problems[item.id]) for item in items if item.id in problems}
 
     def _pieces(self, item: Item) -> list[Item]:
-        """An item in windows that suit the way its file is stored."""
-        scene = self._scenes[item.image]
-        window = item.window or scene.grid.window
-        size = (READ_SIDE, READ_SIDE)
-        if scene.header.striped:
-            size = (max(1, READ_SIDE**2 // window.width), window.width)
-        return [replace(item, window=each.own) for each in tile(window, size=size)]
+        return self._reader().pieces(item)
 
     def _footprints(self, items: Sequence[Item]) -> list[np.ndarray]:
         """Which ground of each item is valid, kept in the cache folder."""
@@ -501,6 +566,17 @@ class SceneModule(DataModule):
     def _note_left_out(self, share: float, kind: str) -> None:
         if share > 0:
             self.notes.append(f"split by place: {share:.1%} of the {kind} lie in gaps or at blocks' edges")
+
+
+def kept(folders: Mapping[str, Sequence[Item]], items: Iterable[Item]) -> dict[str, list[Item]]:
+    """The items of each folder that are among `items`."""
+    ids = {item.id for item in items}
+    return {name: [item for item in group if item.id in ids] for name, group in folders.items()}
+
+
+def without(folders: Mapping[str, Sequence[Item]], ids: Container[str]) -> dict[str, list[Item]]:
+    """The items of each folder whose ids aren't among `ids`."""
+    return {name: [item for item in group if item.id not in ids] for name, group in folders.items()}
 
 
 def check_has_crs(header: Header, with_crs: int) -> None:

@@ -165,12 +165,19 @@ class Moments:
         if count == 0:
             return
         mean = pixels.mean(axis=1)
+        squares = ((pixels - mean[:, None]) ** 2).sum(axis=1)
+        self.merge(count, mean, squares, pixels.min(axis=1), pixels.max(axis=1))
+
+    def merge(
+        self, count: int, mean: np.ndarray, squares: np.ndarray, minimum: np.ndarray, maximum: np.ndarray
+    ) -> None:
+        """Those of other pixels, at least one; squares: (C,) sums of squared differences to their mean."""
         shift = mean - self.mean
         total = self.count + count
-        self.squares += ((pixels - mean[:, None]) ** 2).sum(axis=1) + shift**2 * self.count * count / total
+        self.squares += squares + shift**2 * self.count * count / total
         self.mean += shift * count / total
-        self.minimum = np.minimum(self.minimum, pixels.min(axis=1))
-        self.maximum = np.maximum(self.maximum, pixels.max(axis=1))
+        self.minimum = np.minimum(self.minimum, minimum)
+        self.maximum = np.maximum(self.maximum, maximum)
         self.count = total
 
     @property

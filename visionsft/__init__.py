@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from visionsft.loading import dump_config, load_config
     from visionsft.models import create_model
     from visionsft.prediction import export_onnx, predict, predict_scene, scene_bands
+    from visionsft.preparation.auditing import audit
     from visionsft.runs import Run
     from visionsft.training.fitting import fit
     from visionsft.training.loading import load_model
@@ -31,6 +32,7 @@ _HOMES = {
     "Run": "visionsft.runs",
     "RunError": "visionsft.errors",
     "WriteError": "visionsft.errors",
+    "audit": "visionsft.preparation.auditing",
     "create_model": "visionsft.models",
     "dump_config": "visionsft.loading",
     "evaluate": "visionsft.evaluation",
@@ -51,6 +53,7 @@ __all__ = [
     "Run",
     "RunError",
     "WriteError",
+    "audit",
     "create_model",
     "dump_config",
     "evaluate",

@@ -189,6 +189,40 @@ def split(
 
 
 @app.command()
+def audit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for warnings, too.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of audit.json and index.html; default: audits/NAME.")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Trained run whose model judges labels that it wasn't trained on."),
+    ] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IMAGES", help="Unlabelled images that the data should represent; repeatable."),
+    ] = None,
+) -> None:
+    """Look through CONFIG's data for what would spoil a training; exit code 1 if something must be fixed first."""
+    from visionsft.loading import load_config
+
+    loaded = load_config(config, overrides or ())
+    if run is not None:
+        from visionsft.runs import Run
+
+        Run.open(run)  # before the slow imports
+    from visionsft.preparation.auditing import audit
+
+    found = audit(loaded, run=run, pool=pool or (), out=out)
+    typer.echo(found.table())
+    typer.echo(f"written: {(out or Path('audits') / str(loaded.name)) / 'index.html'}")
+    if code := found.exit_code(strict=strict):
+        raise typer.Exit(code)
+
+
+@app.command()
 def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",

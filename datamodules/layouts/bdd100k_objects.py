@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.errors import DataError
+from datamodules.errors import DataError, one_record
 from datamodules.layouts import pairs
 from datamodules.layouts.objects import (
     Annotations,
@@ -98,13 +98,14 @@ def _read_split(base: Path, annotations: str, images: str, folder: str) -> Objec
         raise DataError(f"{path}: holds {shorten(content)}; allowed: a list of frames")
     repairs, found = Repairs(), {}
     for index, record in enumerate(content):
-        where = f"{path}, frame {index}"
-        image = path_below(pictures, entry(record, "name", str, where), where)
-        if image in found:
-            raise DataError(f"{where}: '{image.name}' is given twice")
-        found[image] = annotate(
-            str(path), f"frame {index}, label", _rows(_labels(record, where), where, repairs)
-        )
+        with one_record():
+            where = f"{path}, frame {index}"
+            image = path_below(pictures, entry(record, "name", str, where), where)
+            if image in found:
+                raise DataError(f"{where}: '{image.name}' is given twice")
+            found[image] = annotate(
+                str(path), f"frame {index}, label", _rows(_labels(record, where), where, repairs)
+            )
     return list_pictures(
         base,
         [(image, each) for image, each in found.items() if image.is_file()],
@@ -140,15 +141,16 @@ def _labels(record: Any, where: str) -> list[Any]:
 def _rows(labels: Sequence[Any], where: str, repairs: Repairs) -> list[Row]:
     rows = []
     for index, record in enumerate(labels):
-        place = f"{where}, label {index}"
-        name = entry(record, "category", str, place)
-        outline, is_open = _outline(record.get("poly2d"), name, place)
-        if record.get("box2d") is not None:
-            rows.append(Row(index, name, _box(record["box2d"], place), outline=outline))
-        elif outline:
-            rows.append(Row(index, name, box_around(np.concatenate(outline)), outline=outline))
-        else:
-            repairs.add(OPEN_LINE if is_open else NO_SHAPE, f"{place}: '{name}'")
+        with one_record():
+            place = f"{where}, label {index}"
+            name = entry(record, "category", str, place)
+            outline, is_open = _outline(record.get("poly2d"), name, place)
+            if record.get("box2d") is not None:
+                rows.append(Row(index, name, _box(record["box2d"], place), outline=outline))
+            elif outline:
+                rows.append(Row(index, name, box_around(np.concatenate(outline)), outline=outline))
+            else:
+                repairs.add(OPEN_LINE if is_open else NO_SHAPE, f"{place}: '{name}'")
     return rows
 
 

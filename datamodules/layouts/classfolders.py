@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datamodules.batch import Item
-from datamodules.errors import DataError
+from datamodules.errors import DataError, one_record
 from datamodules.layouts import Listing
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -48,8 +48,9 @@ def scan(root: Path, *, images: str = "", folder: str | None = None) -> LabelLis
                 empty += [] if inside else [entry]
             elif _is_picture(entry):
                 loose.append(entry)
-    if empty:
-        raise DataError(f"{empty[0]}: this class folder has no image{_more(len(empty) - 1)}")
+    with one_record():
+        if empty:
+            raise DataError(f"{empty[0]}: this class folder has no image{_more(len(empty) - 1)}")
     return list_labelled(
         root,
         [(path, (entry.name,), str(entry)) for path, entry in found],

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.errors import DataError
+from datamodules.errors import DataError, one_record
 from datamodules.layouts.objects import (
     ObjectListing,
     Outline,
@@ -71,15 +71,16 @@ def _read(root: Path, path: Path, pictures: Path) -> ObjectListing:
     rows: dict[int, list[Row]] = {number: [] for number in known}
     seen: set[int] = set()
     for index, record in enumerate(entry(content, "annotations", list, str(path))):
-        where = f"{path}, annotations[{index}]"
-        place = identity(record, "id", where)
-        if place in seen:
-            raise DataError(f"{where}: the id {place} is given twice")
-        seen.add(place)
-        image = identity(record, "image_id", where)
-        if image not in known:
-            raise DataError(f"{where}: image_id {image} is no image of this file")
-        rows[image].append(_row(record, place, known[image][1], classes, where))
+        with one_record():
+            where = f"{path}, annotations[{index}]"
+            place = identity(record, "id", where)
+            if place in seen:
+                raise DataError(f"{where}: the id {place} is given twice")
+            seen.add(place)
+            image = identity(record, "image_id", where)
+            if image not in known:
+                raise DataError(f"{where}: image_id {image} is no image of this file")
+            rows[image].append(_row(record, place, known[image][1], classes, where))
     named = {file for file, _ in known.values()}
     return list_pictures(
         root,

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.errors import DataError
+from datamodules.errors import DataError, parse_each
 from datamodules.layouts.objects import Annotations, ObjectListing, Row, annotate, box_around
 from datamodules.layouts.parsing import IMAGES, number, pair_files, read_each, read_text, shorten
 
@@ -39,11 +39,12 @@ def scan(
 
 
 def _read(image: Path, path: Path) -> Annotations:
-    rows = [
-        _row(path, place, line)
+    lines = [
+        (path, place, line)
         for place, line in enumerate(read_text(path).splitlines(), start=1)
         if line.strip() and not line.lower().startswith(_HEADERS)
     ]
+    rows = parse_each(_row, lines)
     return annotate(str(path), "line", rows)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.errors import DataError
+from datamodules.errors import DataError, parse_each
 from datamodules.layouts import pairs
 from datamodules.layouts.objects import Annotations, ObjectListing, Row, annotate, legend_of
 from datamodules.layouts.parsing import number, read_each, read_text, shorten
@@ -30,7 +30,8 @@ def scan(root: Path) -> ObjectListing:
 
 def _read(image: Path, path: Path) -> Annotations:
     lines = enumerate(read_text(path).splitlines(), start=1)
-    return annotate(str(path), "line", [_row(path, place, line) for place, line in lines if line.strip()])
+    rows = parse_each(_row, ((path, place, line) for place, line in lines if line.strip()))
+    return annotate(str(path), "line", rows)
 
 
 def _row(path: Path, place: int, line: str) -> Row:

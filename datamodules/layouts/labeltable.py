@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.errors import DataError
+from datamodules.errors import DataError, one_record, parse_each
 from datamodules.layouts.classfolders import LabelListing, list_labelled, pictures_below
 from datamodules.layouts.parsing import path_below, read_table, refuse_unused_folder, shorten, split_file
 
@@ -30,11 +30,12 @@ def scan(
     rows, names = _read(path, several=several)
     found: dict[Path, tuple[tuple[str, ...], str]] = {}
     for line, name, labels in rows:
-        place = f"{path}, line {line}"
-        image = path_below(pictures, name, place)
-        if image in found:
-            raise DataError(f"{place}: {name} is named again, first in line {found[image][1].split()[-1]}")
-        found[image] = labels, place
+        with one_record():
+            place = f"{path}, line {line}"
+            image = path_below(pictures, name, place)
+            if image in found:
+                raise DataError(f"{place}: {name} is named again, first in line {found[image][1].split()[-1]}")
+            found[image] = labels, place
     # a folder that all splits share holds the images of the other tables, too
     shared = "{split}" in annotations and "{split}" not in images
     unnamed = (
@@ -62,17 +63,12 @@ def _read(path: Path, *, several: bool) -> tuple[list[tuple[int, str, tuple[str,
     if LABEL_COLUMN in header:
         column = header.index(LABEL_COLUMN)
         read = [(line, fields[place], _split(fields[column])) for line, fields in rows]
+        read = read if several else parse_each(_single, ((path, *row) for row in read))
     elif several and len(header) > 1:
-        read = [(line, fields[place], _flagged(path, line, header, fields, place)) for line, fields in rows]
+        read = parse_each(_flagged, ((path, line, header, fields, place) for line, fields in rows))
     else:
         hint = "" if several else "; a column for each class is for multi_label"
         raise DataError(f"{path}: no column label; its first line is {shorten(', '.join(header))}{hint}")
-    for line, _, labels in read:
-        if not several and len(labels) != 1:
-            raise DataError(
-                f"{path}, line {line}: {len(labels)} labels, {shorten('; '.join(labels)) or 'none'}; "
-                "an image has one, unless the task is multi_label"
-            )
     flags = set(header) - {header[place]} if LABEL_COLUMN not in header else set()
     return read, flags.union(*(labels for _, _, labels in read))
 
@@ -81,10 +77,22 @@ def _split(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, (name.strip() for name in text.split(SEPARATOR)))))
 
 
-def _flagged(path: Path, line: int, header: list[str], fields: list[str], place: int) -> tuple[str, ...]:
-    """Names of the columns that hold 1."""
+def _single(path: Path, line: int, name: str, labels: tuple[str, ...]) -> tuple[int, str, tuple[str, ...]]:
+    """The row, if it has one label."""
+    if len(labels) != 1:
+        raise DataError(
+            f"{path}, line {line}: {len(labels)} labels, {shorten('; '.join(labels)) or 'none'}; "
+            "an image has one, unless the task is multi_label"
+        )
+    return line, name, labels
+
+
+def _flagged(
+    path: Path, line: int, header: list[str], fields: list[str], place: int
+) -> tuple[int, str, tuple[str, ...]]:
+    """The row, with the names of the columns that hold 1."""
     flags = [pair for i, pair in enumerate(zip(header, fields, strict=True)) if i != place]
     for name, value in flags:
         if value not in ("0", "1"):
             raise DataError(f"{path}, line {line}: column {name!r} holds {shorten(value)!r}; allowed: 0 or 1")
-    return tuple(name for name, value in flags if value == "1")
+    return line, fields[place], tuple(name for name, value in flags if value == "1")

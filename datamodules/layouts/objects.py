@@ -67,19 +67,21 @@ class Repairs:
 
     counts: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
+    shown: int = SHOWN
+    """Places at most that are kept of a kind."""
 
     def add(self, kind: str, place: str) -> None:
         """Counts one flaw; `place` names file, line and what was found."""
         self.counts[kind] += 1
         known = self.places.setdefault(kind, [])
-        if len(known) < SHOWN:
+        if len(known) < self.shown:
             known.append(place)
 
     def extend(self, other: Repairs) -> None:
         """Counts another's flaws too."""
         self.counts.update(other.counts)
         for kind, places in other.places.items():
-            self.places[kind] = [*self.places.get(kind, []), *places][:SHOWN]
+            self.places[kind] = [*self.places.get(kind, []), *places][: self.shown]
 
     def describe(self) -> str:
         """A line a kind: its count and first places."""

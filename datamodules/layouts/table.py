@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from datamodules.errors import DataError
+from datamodules.errors import DataError, one_record
 from datamodules.layouts.objects import ObjectListing, Row, annotate, list_pictures
 from datamodules.layouts.parsing import (
     IMAGES,
@@ -46,12 +46,13 @@ def scan(
     pictures = root / images.replace("{split}", folder or "")
     rows: dict[Path, list[Row]] = {}
     for place, record in _records(path):
-        where = f"{path}, line {place}"
-        image = path_below(pictures, record["image"], where)
-        boxes = rows.setdefault(image, [])
-        row = _row(record, place, where)
-        if row is not None:
-            boxes.append(row)
+        with one_record():
+            where = f"{path}, line {place}"
+            image = path_below(pictures, record["image"], where)
+            boxes = rows.setdefault(image, [])
+            row = _row(record, place, where)
+            if row is not None:
+                boxes.append(row)
     found = [(image, annotate(str(path), "line", boxes)) for image, boxes in rows.items() if image.is_file()]
     return list_pictures(
         root,

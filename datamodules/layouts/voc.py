@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 from xml.parsers import expat
 
-from datamodules.errors import DataError
+from datamodules.errors import DataError, parse_each
 from datamodules.layouts.objects import Annotations, ObjectListing, Row, annotate
 from datamodules.layouts.parsing import IMAGES, number, pair_files, read_bytes, read_each
 
@@ -42,9 +42,8 @@ def scan(
 
 def _read(image: Path, path: Path, *, first_pixel: int) -> Annotations:
     tree = _parse(path)
-    rows = [
-        _row(path, index, each, first_pixel) for index, each in enumerate(tree.findall("object"), start=1)
-    ]
+    objects = enumerate(tree.findall("object"), start=1)
+    rows = parse_each(_row, ((path, index, each, first_pixel) for index, each in objects))
     return annotate(str(path), "object", rows, size=_size(path, tree))
 
 

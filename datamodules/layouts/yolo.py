@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from datamodules.classes import Value
-from datamodules.errors import DataError
+from datamodules.errors import DataError, parse_each
 from datamodules.layouts import Listing
 from datamodules.layouts.objects import (
     Annotations,
@@ -111,11 +111,12 @@ def _names_of_yaml(path: Path) -> list[str]:
 
 def _read(image: Path, path: Path, *, names: Sequence[str] | None) -> Annotations:
     height, width = read_size(image)
-    rows = [
-        _row(f"{path}, line {place}", place, line.split(), (height, width), names)
+    lines = [
+        (f"{path}, line {place}", place, line.split(), (height, width), names)
         for place, line in enumerate(read_text(path).splitlines(), start=1)
         if line.strip()
     ]
+    rows = parse_each(_row, lines)
     return annotate(str(path), "line", rows, size=(height, width))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from backbones import merge_lora
-from datamodules import CameraFrameDataModule, ClassificationDataModule, Normalisation
+from datamodules import CameraFrameDataModule, ClassificationDataModule, DataModule, Normalisation
 from visionsft import build
 from visionsft.config import Config, LoraStrategy
 from visionsft.errors import RunError
@@ -42,6 +42,13 @@ class LoadedRun:
     def tiles(self) -> dict[str, int | None]:
         """Side and overlap of the tiles of scenes, where the configuration says them."""
         return build.tiles(self.config)
+
+    def on(self, data: DataModule) -> LoadedRun:
+        """The same model with another data module, which has the same bands, in place of its own."""
+        other = replace(self)
+        data.normalisation = self.data.normalisation
+        vars(other)["data"] = data
+        return other
 
     @cached_property
     def data(self) -> Any:
