@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from visionsft.runs import Run
     from visionsft.training.fitting import fit
     from visionsft.training.loading import load_model
+    from visionsft.training.tuning import tune
 
 _HOMES = {
     "Config": "visionsft.config",
@@ -43,6 +44,7 @@ _HOMES = {
     "read_facts": "visionsft.evaluation.facts",
     "report": "visionsft.evaluation.reporting",
     "scene_bands": "visionsft.prediction",
+    "tune": "visionsft.training.tuning",
 }
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "read_facts",
     "report",
     "scene_bands",
+    "tune",
 ]
 
 

@@ -105,7 +105,7 @@ def render(facts: Facts) -> str:
     """The page of one run."""
     samples = embed_gallery(facts)
     wrong = mistakes(facts)
-    return _render(
+    return render_template(
         "report.html",
         facts=facts,
         path=shlex.quote(str(facts.path)),
@@ -289,7 +289,7 @@ def render_comparison(first: Facts, second: Facts) -> str:
     figure = plots.class_differences(first.scores, second.scores, names=names)
     alt = f"Dot chart: IoU by class of {names[0]} and {names[1]}; the table has its numbers."
     pairs = zip(_class_rows(first), _class_rows(second), strict=True)
-    return _render(
+    return render_template(
         "comparison.html",
         runs=(first, second),
         paths=shlex.join([str(first.path), str(second.path)]),
@@ -326,7 +326,8 @@ def _origins(facts: Facts) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------ template
 
 
-def _render(template: str, **values: Any) -> str:
+def render_template(template: str, **values: Any) -> str:
+    """The page of that name in ``templates/``, with its style and script inside."""
     environment = Environment(
         loader=PackageLoader("visionsft.evaluation"),
         autoescape=select_autoescape(["html"]),
