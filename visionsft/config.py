@@ -1017,7 +1017,7 @@ class Study(Section):
         description="what stops hopeless trials early: successive halving (Li et al. 2018), the same from several "
         "starts (Li et al. 2017; for 50 trials and more), the median of the others, nothing",
     )
-    first_rung: Positive = Field(default=1, description="epochs that every trial gets before it may be stopped")
+    first_rung: Positive = Field(default=3, description="epochs that every trial gets before it may be stopped")
     seed: NonNegative = Field(default=0, description="of the search; the trainings have the configuration's own")
 
 

@@ -13,7 +13,7 @@ import yaml
 from visionsft.config import Config
 from visionsft.document import FLOAT, Document, Place, read_document, read_value
 from visionsft.errors import ConfigError, nearest
-from visionsft.mistakes import Mistake, correct, show
+from visionsft.mistakes import Mistake, correct, says_nothing_new, show
 
 _MOST_LINES = 50
 _AFTER_THE_FILE = 1_000_000  # in the order of mistakes
@@ -47,7 +47,7 @@ def load_config(
         config, mistakes = correct(document.values)
         source.add_all(mistakes)
         if check is not None and config is not None:
-            source.add_all(check(config))
+            source.add_all(new for new in check(config) if not says_nothing_new(new, mistakes))
     if config is None or source.lines:
         raise ConfigError(source.report())
     return config

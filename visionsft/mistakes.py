@@ -54,7 +54,7 @@ def correct(values: dict[str, Any]) -> tuple[Config | None, list[Mistake]]:
             return config, found
         for spot, errors in groups:
             mistake = _describe(spot, errors, root, values)
-            if not _says_nothing_new(mistake, found):
+            if not says_nothing_new(mistake, found):
                 found.append(mistake)
         values = copy.deepcopy(values)
         for spot, errors in groups:
@@ -74,7 +74,8 @@ def _choose_root(values: dict[str, Any]) -> tuple[type[Config], dict[str, Any], 
     return CONFIGS[likely], corrected, [Mistake(("task", "kind"), text)]
 
 
-def _says_nothing_new(mistake: Mistake, found: list[Mistake]) -> bool:
+def says_nothing_new(mistake: Mistake, found: list[Mistake]) -> bool:
+    """Whether its place, or one that contradicts it, is among the mistakes that are known."""
     return any(
         _one_holds_the_other(place, known.place)
         for known in found
