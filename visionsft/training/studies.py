@@ -44,6 +44,9 @@ BEAT = 30.0
 SILENCE = 600.0
 """Seconds without one after which a trial of another machine counts as gone."""
 
+_ANOTHER_MAKES_IT = re.compile("already exists|unique|duplicate|locked", re.IGNORECASE)
+"""What databases say to the second of two processes that make the same tables."""
+
 _STARTUP = 10  # trials at random before the estimators propose any, as Optuna's default
 _LOCK_WAIT = 60  # seconds that SQLite waits for another process's write
 
@@ -56,11 +59,16 @@ def open_storage(where: str) -> BaseStorage:
     if "://" not in where:
         return _open_journal(Path(where))
     options = {"connect_args": {"timeout": _LOCK_WAIT}} if where.startswith("sqlite") else {}
-    try:
-        return RDBStorage(where, engine_kwargs=options)
-    except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise RunError(f"--storage {hide_password(where)}: can't be opened: {hide_password(reason)}") from None
+    for patience in (0.1, 0.3, 1.0, None):
+        try:
+            return RDBStorage(where, engine_kwargs=options)
+        except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            if patience is None or not _ANOTHER_MAKES_IT.search(reason):
+                text = f"--storage {hide_password(where)}: can't be opened: {hide_password(reason)}"
+                raise RunError(text) from None
+            time.sleep(patience)
+    raise AssertionError
 
 
 def hide_password(text: str) -> str:
@@ -77,21 +85,24 @@ def _open_journal(path: Path) -> BaseStorage:
     except OSError as error:
         raise WriteError(f"--storage {path}: can't be opened: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise RunError(f"--storage {path}: is not a journal of a study ({type(error).__name__}: {error})") from error
+        raise RunError(f"--storage {path}: is not a journal of a study ({error or type(error).__name__})") from error
 
 
 def _mend(path: Path, lock: JournalFileSymlinkLock) -> None:
     """Take away half a line that a full disk has left at the end: the next one would be written behind it."""
     if not path.exists() or path.stat().st_size == 0:
         return
-    lock.acquire()
-    try:
-        with open(path, "rb+") as file:
+    with open(path, "rb+") as file:
+        if not file.readline().startswith(b'{"op_code"'):
+            raise ValueError("its first line is something else")
+        lock.acquire()
+        try:
+            file.seek(0)
             text = file.read()
-            if not text.endswith(b"\n") and text.startswith(b'{"op_code"'):
+            if not text.endswith(b"\n"):
                 file.truncate(text.rfind(b"\n") + 1)
-    finally:
-        lock.release()
+        finally:
+            lock.release()
 
 
 # ---------------------------------------------------------------------------------------- study
@@ -181,7 +192,7 @@ def _pruner(wishes: Wishes, space: Space) -> optuna.pruners.BasePruner:
     if wishes.pruner == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=max(first, most_epochs(space)))
     if wishes.pruner == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=first - 1)
+        return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=first)
     return optuna.pruners.NopPruner()
 
 
