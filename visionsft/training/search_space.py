@@ -103,14 +103,17 @@ class Space:
         return contexts
 
     def probes(self, context: Chosen) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
-        """Choices that try every value in `context`, and every pair of values, with the keys that are on trial."""
+        """Choices that try every value in `context`, and every pair of values, with the key or two that are on trial.
+
+        The first has the first value of every key, and names none.
+        """
         others = {
             key: dimension.probes()
             for key, dimension in self.dimensions.items()
             if key not in context and self.is_active(key, context)
         }
         first = {**context, **{key: values[0] for key, values in others.items()}}
-        yield first, tuple(first)
+        yield first, ()
         for key, values in others.items():
             yield from (({**first, key: value}, (key,)) for value in values[1:])
         for one, other in combinations(others, 2):
@@ -160,10 +163,10 @@ class _Check:
                     alone = {(m.place, m.text) for m in self.space._try(context)}
                     for mistake in found:
                         by_context = context and (mistake.place, mistake.text) in alone
-                        self._note(mistake, chosen, tuple(context) if by_context else keys, context)
+                        self._note(mistake, chosen, tuple(context if by_context else chosen), context)
                 else:
                     for mistake in found:
-                        self._note(mistake, chosen, keys, context)
+                        self._note(mistake, chosen, keys, context, pair=len(keys) == 2)
         placed = [Mistake(place, text + self._where(place, seen)) for (place, text), seen in self.found.items()]
         return [*self._homeless(), *placed]
 
@@ -176,10 +179,19 @@ class _Check:
                 assert mistake is not None
                 yield Mistake(("tune", key), mistake.text)
 
-    def _note(self, mistake: Mistake, chosen: Chosen, keys: Sequence[str], context: dict[str, Any]) -> None:
+    def _note(
+        self,
+        mistake: Mistake,
+        chosen: Chosen,
+        keys: Sequence[str],
+        context: dict[str, Any],
+        *,
+        pair: bool = False,
+    ) -> None:
+        """keys: one of which is mistaken, or two of which exclude each other."""
         key = _nearest_key(mistake.place, keys, chosen)
         place, text = self._describe(mistake, key, chosen)
-        partners = [other for other in keys if other != key and other not in context] if len(keys) == 2 else []
+        partners = [other for other in keys if other != key] if pair else []
         known = {found for found, _ in self.found}
         if partners and (place in known or any(self._place(other, chosen) in known for other in partners)):
             return  # one of the two is wrong alone

@@ -70,7 +70,7 @@ def tune(
         config = load_config(config, check=check)
     elif mistakes := check(config):
         raise ConfigError("\n".join(f"{dot(mistake.place)}: {mistake.text}" for mistake in mistakes))
-    folder = check_folder(config, out, overwrite=overwrite)
+    folder = _check_folder(config, out, overwrite=overwrite)
     space = Space.of(config)
     _check_parts(config, space)
     identity = _identify(config)
@@ -99,7 +99,7 @@ def tune(
 # --------------------------------------------------------------------------- before the first trial
 
 
-def check_folder(config: Config, out: str | Path | None = None, *, overwrite: bool = False) -> Path:
+def _check_folder(config: Config, out: str | Path | None, *, overwrite: bool) -> Path:
     """The study's folder; one that holds something else is refused."""
     folder = Path(out) if out is not None else Run.of(config).path
     study = folder / CONFIG
