@@ -307,9 +307,9 @@ def study_importance(importance: Mapping[str, float]) -> Figure:
 
 
 def study_parallel(trials: Sequence[Row]) -> Figure:
-    """A line a trial through the values of its keys to its score; the best is vermilion.
+    """A line a trial through the values of its keys, numbers or texts, to its score; the best is vermilion.
 
-    A key whose values are numbers has an axis of numbers, in their logarithm where they span more than a decade.
+    A key whose values are all numbers has an axis of numbers, in their logarithm where they span more than a decade.
     """
     ranked = sorted(trials, key=lambda trial: trial["score"])
     keys = list(dict.fromkeys(key for trial in trials for key in trial["values"]))
@@ -324,7 +324,7 @@ def study_parallel(trials: Sequence[Row]) -> Figure:
     for place, (_, ticks) in enumerate(columns):
         axes.axvline(place, color=RULE, linewidth=1)
         for height, label in ticks.items():
-            text = _plain(shorten(label, 18, placeholder="…"))
+            text = _plain(shorten(label, 30, placeholder="…"))
             axes.text(place, height, text, fontsize=7, color=INK, ha="center", va="bottom")
     names = [_plain(shorten(key, 26, placeholder="…")) for key in [*keys, "score"]]
     axes.set_xticks(range(len(columns)), names, rotation=25, ha="right", fontsize=8)
@@ -337,7 +337,7 @@ def study_parallel(trials: Sequence[Row]) -> Figure:
 def _coordinates(values: Sequence[Any]) -> tuple[list[float], dict[float, str]]:
     """Heights from 0 to 1 of a key's values, and what to write at which height; None is below all."""
     known = [value for value in values if value is not None]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+    if all(isinstance(value, int | float) for value in known):
         low, high = min(known), max(known)
         in_log = low > 0 and high > 10 * low
         places = [log(v) if in_log else v for v in (low, high)]
@@ -346,7 +346,7 @@ def _coordinates(values: Sequence[Any]) -> tuple[list[float], dict[float, str]]:
         ticks = {heights[low]: f"{low:.3g}", heights[high]: f"{high:.3g}"}
         found = [-0.15 if value is None else heights[value] for value in values]
     else:
-        texts = sorted({str(value) for value in known})
+        texts = sorted(map(str, set(known)))
         places = [(n + 0.5) / len(texts) for n in range(len(texts))]
         ticks = dict(zip(places, texts, strict=True))
         found = [-0.15 if value is None else places[texts.index(str(value))] for value in values]

@@ -208,10 +208,10 @@ def test_tune_names_every_mistake_of_the_space(config_file: Path, replace: Calla
     config_file.write_text(f"{CONFIG}tune: {{strategy.lrr: [1], seed: [a]}}\n")
     result = invoke("tune", config_file)
     assert result.exit_code == 2
-    assert [line.partition(": ")[2] for line in result.stderr.splitlines()] == [
+    assert {line.partition(": ")[2] for line in result.stderr.splitlines()} == {
         "tune.'strategy.lrr'.0: unknown key; nearest: lr",
         "tune.seed.0: given 'a'; must be a valid integer",
-    ]
+    }
     assert not calls
 
 

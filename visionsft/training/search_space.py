@@ -275,7 +275,8 @@ def _nearest_key(place: Place, keys: Sequence[str], chosen: Chosen) -> str:
 def describe(value: Any) -> str:
     """A value as short YAML."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {describe(each)}" for key, each in value.items()) + "}"
+        order = sorted(value, key=lambda key: key not in _CHOOSING)  # its kind or name says most
+        return "{" + ", ".join(f"{key}: {describe(value[key])}" for key in order) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(describe, value)) + "]"
     if isinstance(value, float):

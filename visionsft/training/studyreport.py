@@ -215,7 +215,7 @@ def _page(result: StudyResult) -> str:
 
 def _figures(result: StudyResult) -> list[tuple[str, Any, str]]:
     """(name, figure, what it shows in words)"""
-    scored = [trial for trial in result.trials if trial["score"] is not None]
+    scored = [{**trial, "values": _labels(trial["values"])} for trial in result.trials if trial["score"] is not None]
     if not scored:
         return []
     table = "the table has its numbers"
@@ -227,3 +227,8 @@ def _figures(result: StudyResult) -> list[tuple[str, Any, str]]:
         shares = ", ".join(f"{key} {share:.0%}" for key, share in result.importance.items())
         drawn.append(("importance", plots.study_importance(result.importance), f"Bar chart: {shares}."))
     return drawn
+
+
+def _labels(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers as they are, everything else as text."""
+    return {key: value if type(value) in (int, float) else describe(value) for key, value in values.items()}
