@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shlex
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from visionsft.training import studies
 from visionsft.training.search_space import Space, describe
 from visionsft.training.trials import folder_of, outcome
 
-_FEWEST = 4
+_FEWEST = 8
 """Trials with a score from which importance is estimated."""
 _STATES = {
     TrialState.COMPLETE: "complete",
@@ -179,7 +180,9 @@ def _importance(study: Study) -> dict[str, float]:
     finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
     if len(finished) < _FEWEST or len({trial.value for trial in finished}) < 2:
         return {}
-    return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Some regimes for parameter")  # the page says how far to believe it
+        return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
 
 
 def _csv(result: StudyResult) -> str:

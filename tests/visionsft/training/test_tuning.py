@@ -266,6 +266,22 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("never")
+def test_importance_in_table_and_page(values: dict[str, Any], make: Make) -> None:
+    """Of a key on which the score hangs, beside one on which it doesn't."""
+    config = study_of(make, values, {"strategy.lr": {"log": [1e-3, 1e-1]}, "head.dropout": {"uniform": [0, 0.5]}})
+    visionsft.tune(config, timeout=-1)
+    study, storage = opened(job_of(config, 12))
+    while (trial := studies.claim(study, storage, 12)) is not None:
+        trial.suggest_float("head.dropout", 0, 0.5)
+        study.tell(trial.number, trial.suggest_float("strategy.lr", 1e-3, 1e-1, log=True))
+    result = visionsft.tune(config, trials=12)
+    assert list(result.importance) == ["strategy.lr", "head.dropout"]
+    assert sum(result.importance.values()) == pytest.approx(1)
+    assert "importance (PED-ANOVA): strategy.lr" in result.table()
+    assert 'id="importance-' in (result.path / "report" / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("never")
 def test_what_is_refused_before_the_first_trial(values: dict[str, Any], make: Make) -> None:
     space = {"backbone.name": ["test_efficientnet", "resnet_18"], "backbone.weights": ["none", "no/file.pth"]}
     with pytest.raises(ConfigError) as caught:
