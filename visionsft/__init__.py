@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from visionsft.runs import Run
     from visionsft.training.fitting import fit
     from visionsft.training.loading import load_model
+    from visionsft.training.tuning import tune
 
 _HOMES = {
     "Config": "visionsft.config",
@@ -45,6 +46,7 @@ _HOMES = {
     "read_facts": "visionsft.evaluation.facts",
     "report": "visionsft.evaluation.reporting",
     "scene_bands": "visionsft.prediction",
+    "tune": "visionsft.training.tuning",
 }
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "read_facts",
     "report",
     "scene_bands",
+    "tune",
 ]
 
 

@@ -206,20 +206,22 @@ def _build_classification(
 
 
 def build_cache(
-    config: Config, task: Task, data: DataModule
+    config: Config, task: Task, data: DataModule, *, folder: Path | None = None
 ) -> CachedData | DataModule:
     """The data from which to train: features of the frozen part where the strategy caches them, else `data`.
 
-    Why features aren't cached is printed as a note; they can't be in trainings of several processes.
+    folder: of all feature caches; default: below `runs`. Why features aren't cached is printed as a note; they
+    can't be in trainings of several processes.
     """
     wanted = config.strategy
     if not isinstance(wanted, settings.FeatureBasedStrategy | settings.LayerwiseStrategy):
         return data
     if wanted.cache == "off" or (wanted.cache == "auto" and wanted.views is None):
         return data
+    folder = folder or config.runs / ".features"
     limit = wanted.cache_limit * 1e9
     if wanted.cache == "auto":
-        limit = min(limit, free_bytes(config.runs) / 2)
+        limit = min(limit, free_bytes(folder) / 2)
     try:
         if not (isinstance(task, SegmentationModule) and isinstance(data, SegmentationDataModule)):
             raise CacheError("the feature cache is for segmentation")
@@ -231,7 +233,7 @@ def build_cache(
             cut_backbone(task.model.backbone, size=data.chip),  # type: ignore[arg-type]
             views=wanted.views or 4,
             storage="ram" if wanted.cache == "ram" else "disk",
-            folder=config.runs / ".features",
+            folder=folder,
             limit=limit,
             autocast=DTYPES[build_precision(config)],
             device=_device(config),
@@ -263,8 +265,10 @@ def build_precision(config: Config) -> Precision:
     return resolve(config.trainer.precision, config.trainer.accelerator)
 
 
-def build_trainer(config: Config, folder: Path, task: Task) -> lightning.Trainer:
-    """The trainer of `task` that writes into the run folder `folder`."""
+def build_trainer(
+    config: Config, folder: Path, task: Task, *, callbacks: Sequence[Callback] = ()
+) -> lightning.Trainer:
+    """The trainer of `task` that writes into the run folder `folder`; callbacks: after its own."""
     wanted = config.trainer
     _check_options(wanted.options)
     interactive = wanted.options.get("enable_progress_bar", _is_terminal())
@@ -282,7 +286,11 @@ def build_trainer(config: Config, folder: Path, task: Task) -> lightning.Trainer
         enable_checkpointing=False,  # our own callback writes the run folder's two checkpoints
         use_distributed_sampler=False,  # the data module's sampler knows its rank
         logger=_loggers(config, folder),
-        callbacks=_callbacks(config, folder, task, interactive=interactive) + options.pop("callbacks", []),
+        callbacks=[
+            *_callbacks(config, folder, task, interactive=interactive),
+            *options.pop("callbacks", []),
+            *callbacks,
+        ],
         plugins=[AtomicCheckpointIO(), *options.pop("plugins", [])],
         **options,
     )

@@ -223,6 +223,38 @@ def audit(
 
 
 @app.command()
+def tune(
+    config: ConfigFile,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Of the whole study; default: tune.study.trials.")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL|PATH", help="Database or journal file that processes share; default: in DIR."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Of the study; default: runs/NAME.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="After which no trial begins.")
+    ] = None,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin a study of that name anew.")] = False,
+) -> None:
+    """Search the space in CONFIG's section `tune`; the same command goes on with an interrupted study."""
+    from visionsft.loading import load_config
+    from visionsft.training.search_space import check
+
+    loaded = load_config(config, overrides or (), check=check)
+    from visionsft.training.tuning import tune
+
+    try:
+        result = tune(loaded, trials=trials, storage=storage, out=out, timeout=timeout, overwrite=overwrite)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on with the study", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(result.table())
+
+
+@app.command()
 def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",

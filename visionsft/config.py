@@ -27,6 +27,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from visionsft.dimension import parse as parse_dimension
 from visionsft.gate import parse as parse_gate
 
 
@@ -59,6 +60,11 @@ def _pattern(value: str) -> str:
 
 def _gate(value: str) -> str:
     parse_gate(value)
+    return value
+
+
+def _dimension(value: Any) -> Any:
+    parse_dimension(value)
     return value
 
 
@@ -1054,6 +1060,43 @@ class DetectionInference(Section):
     )
 
 
+# ---------------------------------------------------------------------------------------- tune
+
+
+DimensionValue = Annotated[
+    Any,
+    BeforeValidator(
+        _dimension, json_schema_input_type=list[Any] | dict[Literal["log", "uniform", "int"], tuple[float, float]]
+    ),
+]
+
+
+class Study(Section):
+    """How `visionsft tune` searches."""
+
+    trials: Positive = Field(default=30, description="of the whole study; `tune --trials` overrides it")
+    pruner: Literal["asha", "hyperband", "median", "none"] = Field(
+        default="asha",
+        description="what stops hopeless trials early: successive halving (Li et al. 2018), the same from several "
+        "starts (Li et al. 2017; for 50 trials and more), the median of the others, nothing",
+    )
+    first_rung: Positive = Field(default=3, description="epochs that every trial gets before it may be stopped")
+    seed: NonNegative = Field(default=0, description="of the search; the trainings have the configuration's own")
+
+
+class Tune(Section):
+    """The search space of `visionsft tune`: dotted keys of the configuration and what each may be.
+
+    Each is a list of values, {log: [from, to]}, {uniform: [from, to]} or {int: [from, to]}. A key that belongs to a
+    certain kind or name only is searched in the trials that chose it.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, DimensionValue]
+
+    study: Study = Study()
+
+
 # ---------------------------------------------------------------------------------------- root
 
 
@@ -1074,6 +1117,7 @@ class Config(Section):
     head: Any
     strategy: Strategy = FullStrategy()
     trainer: Trainer = Trainer()
+    tune: Tune | None = Field(default=None, description="what `visionsft tune` searches; `fit` doesn't use it")
 
     @model_validator(mode="after")
     def _unfreezing_begins_in_time(self) -> Self:

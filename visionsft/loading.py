@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,22 @@ import yaml
 from visionsft.config import Config
 from visionsft.document import FLOAT, Document, Place, read_document, read_value
 from visionsft.errors import ConfigError, nearest
-from visionsft.mistakes import Mistake, show, validate
+from visionsft.mistakes import Mistake, correct, says_nothing_new, show
 
 _MOST_LINES = 50
 _AFTER_THE_FILE = 1_000_000  # in the order of mistakes
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+def load_config(
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    *,
+    check: Callable[[Config], list[Mistake]] | None = None,
+) -> Config:
     """Read the YAML file `path`, apply `overrides` (``"data.batch_size=4"``) and validate.
 
-    A run without a name gets the file's. One ConfigError has all mistakes, a line each: where (file and line,
+    A run without a name gets the file's. check: finds further mistakes, in the configuration put right.
+    One ConfigError has all mistakes, a line each: where (file and line,
     or ``--set``), the dotted key, what was given, what is allowed, the nearest match.
     """
     path = Path(path)
@@ -38,16 +44,18 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         source.override(overrides)
         if document.values.get("name") is None:
             document.values["name"] = _name_of(path)
-        config, mistakes = validate(document.values)
+        config, mistakes = correct(document.values)
         source.add_all(mistakes)
+        if check is not None and config is not None:
+            source.add_all(new for new in check(config) if not says_nothing_new(new, mistakes))
     if config is None or source.lines:
         raise ConfigError(source.report())
     return config
 
 
-def dump_config(config: Config) -> str:
-    """The YAML text of `config`, defaults included; `load_config` reads an equal one from it."""
-    values = config.model_dump(mode="json")
+def dump_config(config: Config, *, defaults: bool = True) -> str:
+    """The YAML text of `config`, from which `load_config` reads an equal one; defaults: with what was left to them."""
+    values = config.model_dump(mode="json", exclude_unset=not defaults)
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -121,7 +129,7 @@ class _Source:
                     raise ValueError("must have the form key=value, for example data.batch_size=4")
                 if not text.strip():
                     raise ValueError("has no value; write null for none")
-                place = _set(self.document.values, key.strip().split("."), read_value(text))
+                place = set_value(self.document.values, key.strip().split("."), read_value(text))
             except ValueError as error:
                 self._add(_AFTER_THE_FILE, f"--set {override}", (), str(error))
             else:
@@ -175,8 +183,11 @@ def dot(place: Place) -> str:
     return ".".join(part if re.fullmatch(r"[\w:/+-]+", part) else repr(part[:60]) for part in parts)
 
 
-def _set(values: Any, keys: list[str], value: Any) -> Place:
-    """Set the value at `keys` and return its place; sections that don't exist are made."""
+def set_value(values: Any, keys: list[str], value: Any) -> Place:
+    """Set the value at `keys` and return its place; sections that don't exist are made.
+
+    A key that can't be there raises ValueError.
+    """
     place: Place = ()
     for key in keys:
         here = dot(place)

@@ -38,6 +38,12 @@ class Mistake:
 
 def validate(values: dict[str, Any]) -> tuple[Config | None, list[Mistake]]:
     """The configuration, or every mistake in `values`."""
+    config, found = correct(values)
+    return (None if found else config), found
+
+
+def correct(values: dict[str, Any]) -> tuple[Config | None, list[Mistake]]:
+    """The configuration with every mistake in `values` put right (None where that fails), and the mistakes."""
     root, values, found = _choose_root(values)
     for _ in range(_ROUNDS):
         try:
@@ -45,10 +51,10 @@ def validate(values: dict[str, Any]) -> tuple[Config | None, list[Mistake]]:
         except ValidationError as error:
             groups = _group(error.errors(include_url=False), root, values)
         else:
-            return (None if found else config), found
+            return config, found
         for spot, errors in groups:
             mistake = _describe(spot, errors, root, values)
-            if not _says_nothing_new(mistake, found):
+            if not says_nothing_new(mistake, found):
                 found.append(mistake)
         values = copy.deepcopy(values)
         for spot, errors in groups:
@@ -68,7 +74,8 @@ def _choose_root(values: dict[str, Any]) -> tuple[type[Config], dict[str, Any], 
     return CONFIGS[likely], corrected, [Mistake(("task", "kind"), text)]
 
 
-def _says_nothing_new(mistake: Mistake, found: list[Mistake]) -> bool:
+def says_nothing_new(mistake: Mistake, found: list[Mistake]) -> bool:
+    """Whether its place, or one that contradicts it, is among the mistakes that are known."""
     return any(
         _one_holds_the_other(place, known.place)
         for known in found
@@ -214,7 +221,7 @@ def _all_keys(model: type[Section], prefix: str = "") -> list[str]:
 def _wrong_choice(spot: _Spot, values: dict[str, Any]) -> Mistake:
     """A section whose kind is missing or unknown, or that isn't a section at all."""
     key, names = _choices(_members_at(spot))
-    section = _at(values, spot.place)
+    section = value_at(values, spot.place)
     allowed = f"allowed: {', '.join(names)}"
     if CustomHead in _members_at(spot):
         allowed += ", or a class of your own as 'my_package.heads:MyHead'"
@@ -241,7 +248,7 @@ def _conflict(spot: _Spot, context: dict[str, Any]) -> Mistake:
 def _missing(spot: _Spot, values: dict[str, Any]) -> Mistake:
     if isinstance(spot.place[-1], int):
         place = spot.place[:-1]
-        return Mistake(place, f"too few values; given {show(_at(values, place))}")
+        return Mistake(place, f"too few values; given {show(value_at(values, place))}")
     sections = _members_at(spot)
     if len(sections) == 1:
         needed = [name for name, field in sections[0].model_fields.items() if field.is_required()]
@@ -254,7 +261,7 @@ def _missing(spot: _Spot, values: dict[str, Any]) -> Mistake:
 
 
 def _wrong_value(spot: _Spot, errors: list[ErrorDetails], values: dict[str, Any]) -> str:
-    given = _at(values, spot.place)
+    given = value_at(values, spot.place)
     if names := _literals(errors):
         return f"{show(given)} is not allowed; allowed: {', '.join(names)}{_nearest(given, names)}"
     errors = [
@@ -324,10 +331,10 @@ def _put_right(values: dict[str, Any], spot: _Spot, errors: list[ErrorDetails]) 
         replacement = 1 if spot.field and spot.field.annotation in (int, float) else "anything"
     elif kind == "union_tag_invalid":
         key, names = _choices(_members_at(spot))
-        if match := nearest(str(_at(values, (*place, key))), names):
+        if match := nearest(str(value_at(values, (*place, key))), names):
             place, replacement = (*place, key), match
     elif allowed := _literals(errors):
-        replacement = nearest(str(_at(values, place)), allowed) or allowed[0]
+        replacement = nearest(str(value_at(values, place)), allowed) or allowed[0]
     _replace(values, place, replacement)
 
 
@@ -335,14 +342,14 @@ def _replace(values: dict[str, Any], place: Place, replacement: str | int | None
     """Replace the value at `place`, or remove its key; of a list item, the key of the list."""
     while isinstance(place[-1], int):
         place, replacement = place[:-1], None
-    section = _at(values, place[:-1])
+    section = value_at(values, place[:-1])
     if isinstance(section, dict):
         section.pop(place[-1], None)
         if replacement is not None:
             section[place[-1]] = replacement
 
 
-def _at(values: Any, place: Place) -> Any:
+def value_at(values: Any, place: Place) -> Any:
     """The value at `place`, or None."""
     for part in place:
         if isinstance(values, dict):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from math import cos, radians
+from math import cos, log, radians
 from textwrap import shorten
 from typing import Any
 
@@ -39,6 +39,9 @@ __all__ = [
     "reliability",
     "sample_scores",
     "slices",
+    "study_history",
+    "study_importance",
+    "study_parallel",
     "trimap",
     "validation_scores",
 ]
@@ -269,6 +272,85 @@ def trimap(rows: Sequence[Row]) -> Figure:
     axes.set_ylabel("score within that band")
     _legend(axes)
     return figure
+
+
+# --------------------------------------------------------------------------------------------------- search
+
+
+def study_history(trials: Sequence[Row]) -> Figure:
+    """Scores by number, and the best so far; trials: those of a `StudyResult` that have a score."""
+    figure, axes = _figure(2.9)
+    for state, label, marker in (("complete", "complete", "o"), ("pruned", "pruned", "x")):
+        points = [(trial["number"], trial["score"]) for trial in trials if trial["state"] == state]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color=BLUE, markersize=5, label=label)
+    finished = [trial for trial in trials if trial["state"] == "complete"]
+    best = np.maximum.accumulate(np.array([trial["score"] for trial in finished], np.float64))
+    axes.step([t["number"] for t in finished], best, where="post", color=VERMILION, linewidth=1.2, label="best so far")
+    axes.set_xlabel("trial")
+    axes.set_ylabel("validation score")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes)
+    return figure
+
+
+def study_importance(importance: Mapping[str, float]) -> Figure:
+    """Share of each key, the largest at the top."""
+    rows = sorted(importance.items(), key=lambda row: row[1])
+    figure, axes = _figure(0.27 * len(rows) + 0.9)
+    axes.barh(range(len(rows)), [share for _, share in rows], color=BLUE, height=0.6)
+    axes.set_yticks(range(len(rows)), [_plain(key) for key, _ in rows])
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("importance")
+    return figure
+
+
+def study_parallel(trials: Sequence[Row]) -> Figure:
+    """A line a trial through the values of its keys, numbers or texts, to its score; the best is vermilion.
+
+    A key whose values are all numbers has an axis of numbers, in their logarithm where they span more than a decade.
+    """
+    ranked = sorted(trials, key=lambda trial: trial["score"])
+    keys = list(dict.fromkeys(key for trial in trials for key in trial["values"]))
+    columns = [_coordinates([trial["values"].get(key) for trial in ranked]) for key in keys]
+    columns.append(_coordinates([trial["score"] for trial in ranked]))
+    figure, axes = _figure(3.4)
+    for row, trial in enumerate(ranked):
+        best = trial is ranked[-1]
+        line = [heights[row] for heights, _ in columns]
+        strength = 0.15 + 0.5 * row / max(len(ranked) - 1, 1)
+        axes.plot(line, color=VERMILION if best else BLUE, alpha=1 if best else strength, linewidth=2 if best else 1)
+    for place, (_, ticks) in enumerate(columns):
+        axes.axvline(place, color=RULE, linewidth=1)
+        for height, label in ticks.items():
+            text = _plain(shorten(label, 30, placeholder="…"))
+            axes.text(place, height, text, fontsize=7, color=INK, ha="center", va="bottom")
+    names = [_plain(shorten(key, 26, placeholder="…")) for key in [*keys, "score"]]
+    axes.set_xticks(range(len(columns)), names, rotation=25, ha="right", fontsize=8)
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    return figure
+
+
+def _coordinates(values: Sequence[Any]) -> tuple[list[float], dict[float, str]]:
+    """Heights from 0 to 1 of a key's values, and what to write at which height; None is below all."""
+    known = [value for value in values if value is not None]
+    if all(isinstance(value, int | float) for value in known):
+        low, high = min(known), max(known)
+        in_log = low > 0 and high > 10 * low
+        places = [log(v) if in_log else v for v in (low, high)]
+        span = (places[1] - places[0]) or 1.0
+        heights = {v: ((log(v) if in_log else v) - places[0]) / span for v in known}
+        ticks = {heights[low]: f"{low:.3g}", heights[high]: f"{high:.3g}"}
+        found = [-0.15 if value is None else heights[value] for value in values]
+    else:
+        texts = sorted(map(str, set(known)))
+        places = [(n + 0.5) / len(texts) for n in range(len(texts))]
+        ticks = dict(zip(places, texts, strict=True))
+        found = [-0.15 if value is None else places[texts.index(str(value))] for value in values]
+    return found, ticks | ({-0.15: "–"} if None in values else {})
 
 
 # ---------------------------------------------------------------------------------------------------- style

@@ -37,7 +37,7 @@ from visionsft.loading import dump_config, load_config
 Checkpoint = Literal["best", "last"]
 
 _HEADER = "# Written by visionsft: the resolved configuration of this run.\n"
-_FREE_TO_CHANGE = (
+FREE_TO_CHANGE = (
     "runs",
     "trainer.epochs",
     "trainer.loggers",
@@ -353,10 +353,10 @@ def _check_same(run: Run, config: Config) -> None:
     changed = [
         f"  {key}: {before.get(key, 'not set')} in the run, {now.get(key, 'not set')} now"
         for key in {**before, **now}
-        if before.get(key) != now.get(key) and key not in _FREE_TO_CHANGE
+        if before.get(key) != now.get(key) and key not in FREE_TO_CHANGE
     ]
     if changed:
-        free = ", ".join(_FREE_TO_CHANGE)
+        free = ", ".join(FREE_TO_CHANGE)
         first = f"{run.path}: was started with other settings; --resume may change only {free}"
         raise RunError("\n".join([first, *changed]))
 

@@ -36,6 +36,7 @@ trainer: {epochs: 0, precison: auto}
 head: {name: unett}
 """
 FIT = "visionsft.training.fitting"
+TUNE = "visionsft.training.tuning"
 
 
 def invoke(*arguments: object) -> Any:
@@ -117,7 +118,9 @@ def test_a_mistaken_configuration(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["fit", "demo.yaml"], ["evaluate", "runs/nothing"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["fit", "demo.yaml"], ["tune", "demo.yaml"], ["evaluate", "runs/nothing"]]
+)
 def test_quick_answers_load_no_torch(tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "demo.yaml").write_text(MISTAKEN)
     code = (
@@ -185,6 +188,39 @@ def test_resume_excludes_overwrite(config_file: Path) -> None:
     result = invoke("fit", config_file, "--resume", "--overwrite")
     assert result.exit_code == 2
     assert "--resume and --overwrite exclude each other" in result.stderr
+
+
+def test_tune(config_file: Path, replace: Callable[..., list[Any]]) -> None:
+    config_file.write_text(f"{CONFIG}tune: {{strategy.lr: {{log: [1e-4, 1e-2]}}}}\n")
+    calls = replace(TUNE, "tune", SimpleNamespace(table=lambda: "best: trial 0007"))
+    options = ["--trials", 4, "--storage", "sqlite:///a.db", "--out", "study", "--timeout", 60, "--overwrite"]
+    result = invoke("tune", config_file, "--set", "seed=3", *options)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "best: trial 0007\n"
+    ((arguments, given),) = calls
+    assert arguments == (load_config(config_file, ["seed=3"]),)
+    common = {"storage": "sqlite:///a.db", "out": Path("study"), "timeout": 60.0, "overwrite": True}
+    assert given == {"trials": 4, **common}
+
+
+def test_tune_names_every_mistake_of_the_space(config_file: Path, replace: Callable[..., list[Any]]) -> None:
+    calls = replace(TUNE, "tune")
+    config_file.write_text(f"{CONFIG}tune: {{strategy.lrr: [1], seed: [a]}}\n")
+    result = invoke("tune", config_file)
+    assert result.exit_code == 2
+    assert {line.partition(": ")[2] for line in result.stderr.splitlines()} == {
+        "tune.'strategy.lrr'.0: unknown key; nearest: lr",
+        "tune.seed.0: given 'a'; must be a valid integer",
+    }
+    assert not calls
+
+
+def test_an_interrupted_study(config_file: Path, replace: Callable[..., list[Any]]) -> None:
+    config_file.write_text(f"{CONFIG}tune: {{seed: [1, 2]}}\n")
+    replace(TUNE, "tune", KeyboardInterrupt())
+    result = invoke("tune", config_file)
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted; the same command goes on with the study\n"
 
 
 def test_evaluate(run: Path, replace: Callable[..., list[Any]]) -> None:

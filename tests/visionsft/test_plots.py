@@ -125,3 +125,38 @@ def test_a_map_shows_every_outline_in_its_true_shape(south):
     east_per_north = (box.width / (east - west)) / (box.height / (high - low))
     assert east_per_north == pytest.approx(np.cos(np.radians(south + 1.5)), rel=0.01)
     assert points(figure, "test: 1") == ([4.5], [south + 2.5])
+
+
+TRIALS = [
+    {"number": 0, "state": "complete", "score": 0.7, "values": {"lr": 1e-3, "head": "linear"}},
+    {"number": 1, "state": "pruned", "score": 0.5, "values": {"lr": 1e-1, "head": "{name: fpn, $x$}", "width": 64}},
+    {"number": 3, "state": "complete", "score": 0.8, "values": {"lr": 1e-2, "head": "linear"}},
+]
+
+
+def test_study_history_follows_the_best() -> None:
+    (axes,) = plots.study_history(TRIALS).axes
+    complete, pruned, best = axes.get_lines()
+    assert complete.get_xydata().tolist() == [[0, 0.7], [3, 0.8]]
+    assert pruned.get_xydata().tolist() == [[1, 0.5]]
+    assert best.get_ydata().tolist() == [0.7, 0.8]
+    assert plots.study_history(TRIALS[1:2]).axes  # nothing has been finished
+
+
+def test_study_importance_has_the_largest_on_top() -> None:
+    (axes,) = plots.study_importance({"lr": 0.2, "head": 0.8}).axes
+    assert [bar.get_width() for bar in axes.patches] == [0.2, 0.8]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["lr", "head"]
+
+
+def test_study_parallel_goes_from_value_to_value() -> None:
+    figure = plots.study_parallel(TRIALS)
+    (axes,) = figure.axes
+    worst, middle, best = (line.get_ydata() for line in axes.get_lines()[:3])
+    # rates in their logarithm, heads by name, a key that is not used below the others, then the score
+    assert worst[:1].tolist() == [1.0]
+    assert middle[0] == 0.0
+    assert best.tolist() == pytest.approx([0.5, 0.25, -0.15, 1.0])
+    assert worst[1] == 0.75
+    assert best[2] < worst[2]
+    figure.canvas.draw()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning import Callback
 
 from datamodules import DataModule, find_leaks
 from visionsft import build
@@ -23,16 +25,26 @@ from visionsft.training.strategies import trainable_table
 from visionsft.training.tasks import Task
 
 
-def fit(config: Config | str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
+def fit(
+    config: Config | str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    features: Path | None = None,
+) -> Run:
     """Train as `config` (or the YAML file of that name) says; returns the finished run.
 
     resume: continue an interrupted run from its last finished epoch; on one CPU process the weights become bit
-    for bit those of an uninterrupted run. overwrite: replace a run of the same name.
+    for bit those of an uninterrupted run. overwrite: replace a run of the same name. callbacks: called after the
+    run's own. features: folder of feature caches; default: ``.features`` beside the run.
     """
     if not isinstance(config, Config):
         config = load_config(config)
     if resume and overwrite:
         raise ConfigError("resume and overwrite exclude each other: continue the run, or start it anew")
+    if config.tune is not None:
+        print("note: `tune`, the search space, is not used by fit; `visionsft tune` searches it")
     _quieten()
     first = is_first_process()
     run = Run.resume(config) if resume and first else Run.of(config)
@@ -42,11 +54,11 @@ def fit(config: Config | str | Path, *, resume: bool = False, overwrite: bool = 
         run = Run.create(config, overwrite=overwrite)
     if first:
         _record(run, task, data, fitted, resumed=checkpoint is not None)
-    trainer = build.build_trainer(config, run.path, task)
+    trainer = build.build_trainer(config, run.path, task, callbacks=callbacks)
     started = time.perf_counter()
     if checkpoint is not None:
         _adopt(task, checkpoint)
-    source = build.build_cache(config, task, data)
+    source = build.build_cache(config, task, data, folder=features)
     trainer.fit(task, datamodule=source, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
