@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from visionsft.loading import dump_config, load_config
     from visionsft.models import create_model
     from visionsft.prediction import export_onnx, predict, predict_scene, scene_bands
+    from visionsft.preparation.selection import select
     from visionsft.runs import Run
     from visionsft.training.fitting import fit
     from visionsft.training.loading import load_model
@@ -43,6 +44,7 @@ _HOMES = {
     "read_facts": "visionsft.evaluation.facts",
     "report": "visionsft.evaluation.reporting",
     "scene_bands": "visionsft.prediction",
+    "select": "visionsft.preparation.selection",
 }
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "read_facts",
     "report",
     "scene_bands",
+    "select",
 ]
 
 

@@ -474,6 +474,44 @@ def backbones(
 
 
 @app.command()
+def select(
+    config: ConfigFile,
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[BACKBONE]...", help="Further ones, as of --backbones.")
+    ] = None,
+    backbones: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="timm name or pattern, perhaps with weights: 'convnext_*', resnet18=none, vit_tiny*=FILE; repeatable.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=0, help="To learn from, and to judge, at most; 0: all.")
+    ] = 1000,
+    max_params: Annotated[
+        float | None, typer.Option(help="Of the model recommended: parameters, e.g. 25e6.")
+    ] = None,
+    max_ms: Annotated[float | None, typer.Option(help="... milliseconds an image.")] = None,
+    max_memory_mb: Annotated[float | None, typer.Option(help="... peak memory of training, in MB.")] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: RUNS/NAME-selection.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier selection.")] = False,
+) -> None:
+    """Rank backbones on the data of CONFIG before any training, and recommend one within limits."""
+    from visionsft.loading import load_config
+
+    loaded = load_config(config, overrides or ())
+    from visionsft.preparation.selection import Limits, select
+
+    selection = select(
+        loaded, [*(backbones or ()), *(more or ())], samples=samples or None,
+        limits=Limits(max_params, max_ms, max_memory_mb), out=out, overwrite=overwrite,
+    )  # fmt: skip
+    typer.echo(f"{selection.table()}\n\nwritten: {selection.folder}/selection.csv, .json, .png")
+
+
+@app.command()
 def sample_data(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to fill.")],
     kind: Annotated[SampleKind, typer.Option(help="What to draw.")] = SampleKind.satellite,

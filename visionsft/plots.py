@@ -21,13 +21,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from visionsft.evaluation.pictures import confusion_figure as confusion
 
 __all__ = [
     "bounds",
+    "candidates",
     "class_differences",
     "class_reliability",
     "class_scores",
@@ -54,6 +56,9 @@ _SHOWN = 24
 
 _FLATTEST, _TALLEST = 0.45, 1.0
 """Height of a map over its width."""
+
+_NAME = 44
+"""Letters of a candidate's name at most."""
 
 _OUTLINED = 1000
 """Scenes at most whose outlines are drawn."""
@@ -269,6 +274,70 @@ def trimap(rows: Sequence[Row]) -> Figure:
     axes.set_ylabel("score within that band")
     _legend(axes)
     return figure
+
+
+# ----------------------------------------------------------------------------------------------- selection
+
+
+def candidates(rows: Sequence[Row], *, metric: str, limit: float | None = None) -> Figure:
+    """Score of each backbone against the time of an image; rows: "candidates" of selection.json.
+
+    metric: the rows' key of the score. limit: on the time in ms, drawn as a line.
+    """
+    figure, axes = _figure(3.6)
+    axes.set_xscale("log")
+    for label, colour, marker, fill in (
+        ("recommended", VERMILION, "s", "full"), ("other candidates", BLUE, "o", "full"),
+        ("beyond a limit", BLUE, "o", "none"),
+    ):  # fmt: skip
+        own = [row for row in rows if _kind_of_candidate(row) == label]
+        for row in own:
+            if row["low"] is not None:
+                axes.plot([row["inference_ms"]] * 2, (row["low"], row["high"]), color=colour, linewidth=2.2, alpha=0.4)
+        if own:
+            places = zip(*((row["inference_ms"], row[metric]) for row in own), strict=True)
+            (line,) = axes.plot(*places, marker, color=colour, label=label)
+            line.set(fillstyle=fill, markersize=6)
+    if limit is not None:
+        axes.axvline(limit, color=MUTED, linewidth=1, linestyle="--", label=f"{limit:g} ms")
+    times = [row["inference_ms"] for row in rows]
+    axes.set_xlim(min(times) / 1.5, max(times) * 1.5)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("ms an image (forward pass, on this machine)")
+    axes.set_ylabel(f"{metric.replace('_', ' ').replace('iou', 'IoU')} of the linear probe")
+    _legend(axes)
+    _name_points(axes, [(row["inference_ms"], row[metric], row["label"]) for row in rows])
+    return figure
+
+
+def _kind_of_candidate(row: Row) -> str:
+    if row["recommended"]:
+        return "recommended"
+    return "other candidates" if row["within_limits"] else "beyond a limit"
+
+
+def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Names beside points, towards the middle of the axes, those of near points one below the other."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # lays the axes out, so that points have their places
+    low, high = axes.get_window_extent().intervalx
+    line = 11 * figure.dpi / 72
+    taken: list[tuple[bool, float]] = []
+    for x, y, name in sorted(points, key=lambda point: -point[1]):
+        across, up = axes.transData.transform((x, y))
+        left, height = bool(across > (low + high) / 2), float(up)
+        while any(side == left and abs(height - other) < line for side, other in taken):
+            height -= line
+        taken.append((left, height))
+        text = axes.annotate(
+            _plain(name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"), (x, y),
+            xytext=(-7 if left else 7, (height - up) * 72 / figure.dpi), textcoords="offset points",
+            fontsize=7.5, color=INK, ha="right" if left else "left", va="center",
+        )  # fmt: skip
+        text.set_path_effects([withStroke(linewidth=2.5, foreground=PAPER)])
 
 
 # ---------------------------------------------------------------------------------------------------- style
