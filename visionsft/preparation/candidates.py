@@ -111,7 +111,7 @@ def _expand(name: str, weights: str) -> list[Candidate]:
     names = timm.list_pretrained() if tagged else timm.list_models()
     matches = fnmatch.filter(names, name)
     if not matches:
-        near = nearest(re.sub(r"[*?\[\]]", "", name), names)
+        near = nearest(re.sub(r"[*?\[\]]", "", name.partition(".")[0]), timm.list_models())
         kind = "pretrained model" if tagged else "model"
         raise ConfigError(f"no {kind} of timm matches {name!r}" + (f"; nearest: {near}" if near else ""))
     return [Candidate(match, weights) for match in matches]

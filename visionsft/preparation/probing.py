@@ -115,7 +115,7 @@ class Samples:
             f"{len(used):,} of {there:,}" if len(used) < there else f"all {there:,}"
             for used, there in zip((self.learned, self.judged), self.available, strict=True)
         ]
-        judge = "validation" if self.judge == "val" else "training samples, of held-out groups (there is no val split)"
+        judge = "validation samples" if self.judge == "val" else "held-out training samples (there is no val split)"
         return f"learned from {counts[0]} training samples, judged on {counts[1]} {judge}"
 
 
@@ -393,7 +393,7 @@ def features_at(
             own = torch.from_numpy(np.flatnonzero(image == index))
             one, places = each[index : index + 1], grid[own].transpose(0, 1)
             sampled = F.grid_sample(one, places, padding_mode="border", align_corners=False)
-            found[own] = sampled[0, :, 0].T
+            found[own] = sampled[0, :, :, 0].T
         columns.append(found)
     return torch.cat(columns, dim=1)
 
