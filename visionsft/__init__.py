@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from visionsft.loading import dump_config, load_config
     from visionsft.models import create_model
     from visionsft.prediction import export_onnx, predict, predict_scene, scene_bands
+    from visionsft.preparation.embedding import embed
+    from visionsft.preparation.exploring import draw_map, find_neighbours
     from visionsft.preparation.selection import select
     from visionsft.runs import Run
     from visionsft.training.fitting import fit
@@ -33,9 +35,12 @@ _HOMES = {
     "RunError": "visionsft.errors",
     "WriteError": "visionsft.errors",
     "create_model": "visionsft.models",
+    "draw_map": "visionsft.preparation.exploring",
     "dump_config": "visionsft.loading",
+    "embed": "visionsft.preparation.embedding",
     "evaluate": "visionsft.evaluation",
     "export_onnx": "visionsft.prediction",
+    "find_neighbours": "visionsft.preparation.exploring",
     "fit": "visionsft.training.fitting",
     "load_config": "visionsft.loading",
     "load_model": "visionsft.training.loading",
@@ -54,9 +59,12 @@ __all__ = [
     "RunError",
     "WriteError",
     "create_model",
+    "draw_map",
     "dump_config",
+    "embed",
     "evaluate",
     "export_onnx",
+    "find_neighbours",
     "fit",
     "load_config",
     "load_model",

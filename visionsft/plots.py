@@ -12,6 +12,7 @@ never the only difference between two things.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import cos, radians
 from textwrap import shorten
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Polygon
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -34,6 +36,7 @@ __all__ = [
     "class_reliability",
     "class_scores",
     "confusion",
+    "embeddings",
     "footprints",
     "losses",
     "precision_recall",
@@ -47,6 +50,12 @@ __all__ = [
 
 INK, MUTED, RULE, PAPER = "#1d2125", "#5b6168", "#dcd9d2", "#fbfaf7"
 BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
+
+_PALETTE = (
+    (BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P"),
+    ("#000000", "X"), ("#b8a800", "*"),
+)  # fmt: skip
+"""Colours (after Okabe and Ito) and marks of classes."""
 
 _SPLITS = {"train": (BLUE, "o"), "val": (VERMILION, "s"), "test": (GREEN, "^")}
 _WIDTH = 4.9
@@ -338,6 +347,40 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
             fontsize=7.5, color=INK, ha="right" if left else "left", va="center",
         )  # fmt: skip
         text.set_path_effects([withStroke(linewidth=2.5, foreground=PAPER)])
+
+
+def embeddings(
+    points: ArrayLike,
+    names: Sequence[str],
+    *,
+    axes: tuple[str, str],
+    title: str,
+    pictures: Sequence[tuple[float, float, NDArray[np.uint8]]] = (),
+) -> Figure:
+    """A 2-D map of embeddings: points (N, 2), coloured by their names; '' is grey, as are names beyond the 8 most
+    frequent. axes: what the dimensions are. pictures: x, y and (H, W, 3) of thumbnails to lay over it."""
+    places = np.asarray(points, np.float64)
+    figure, canvas = _figure(4.6)
+    frequent = [name for name, _ in Counter(name for name in names if name).most_common(len(_PALETTE))]
+    own = np.array([frequent.index(name) if name in frequent else -1 for name in names])
+    size = float(np.clip(2500 / max(len(places), 1), 6, 30))
+    if (own < 0).any():
+        label = "others" if frequent else None
+        canvas.scatter(*places[own < 0].T, s=size, color=MUTED, alpha=0.4, linewidths=0, label=label)
+    for index, name in enumerate(frequent):
+        colour, marker = _PALETTE[index]
+        canvas.scatter(
+            *places[own == index].T, s=size, color=colour, marker=marker, alpha=0.75, linewidths=0,
+            label=_plain(shorten(name, 24, placeholder="…")),
+        )  # fmt: skip
+    for x, y, picture in pictures:
+        image = OffsetImage(picture, zoom=0.55)
+        canvas.add_artist(AnnotationBbox(image, (x, y), pad=0.08, bboxprops={"edgecolor": RULE, "linewidth": 0.6}))
+    canvas.set_xlabel(axes[0])
+    canvas.set_ylabel(axes[1])
+    canvas.set_title(title, fontsize=9, color=MUTED, loc="left", pad=8 + 13 * -(-(len(frequent) + 1) // 3))
+    _legend(canvas)
+    return figure
 
 
 # ---------------------------------------------------------------------------------------------------- style
