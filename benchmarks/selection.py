@@ -1,6 +1,6 @@
 """Selection: how well the ranking before any training predicts the order after fine-tuning.
 
-    python benchmarks/selection.py [--tasks rsscn7 camvid] [--data ../shared/data] [--weights ../shared/weights] [--quick]
+    python benchmarks/selection.py [--tasks rsscn7 camvid] [--data ../shared/data] [--weights FOLDER] [--quick]
 
 Candidates of known different worth: tf_efficientnet_lite0 with its ImageNet weights, with those of its first stages
 only (the later ones are random again; two cuts), and random; a DINOv2 ViT-S; resnet18 and mobilenetv3_small random.
@@ -130,11 +130,12 @@ def main() -> None:
             config = configure(task, given.data, Path(folder), quick=given.quick)
             start = time.perf_counter()
             selection = select(config, names, samples=60 if given.quick else None)
-            selected = time.perf_counter() - start
+            selected = round(time.perf_counter() - start)
             print(f"{task}\n{selection.table()}\n", flush=True)
             truth = {name: fine_tune(config, name) for name in names}
             results[task] = judge(selection, truth) | {
-                "selection_seconds": round(selected), "fine_tuning_seconds": round(time.perf_counter() - start - selected),
+                "selection_seconds": selected,
+                "fine_tuning_seconds": round(time.perf_counter() - start) - selected,
             }  # fmt: skip
             print(json.dumps(results[task], indent=1), flush=True)
     print(json.dumps({

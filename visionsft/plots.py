@@ -363,22 +363,24 @@ def embeddings(
     figure, canvas = _figure(4.6)
     frequent = [name for name, _ in Counter(name for name in names if name).most_common(len(_PALETTE))]
     own = np.array([frequent.index(name) if name in frequent else -1 for name in names])
-    size = float(np.clip(2500 / max(len(places), 1), 6, 30))
+    style: dict[str, Any] = {"s": float(np.clip(2500 / max(len(places), 1), 6, 30)), "linewidths": 0}
     if (own < 0).any():
         label = "others" if frequent else None
-        canvas.scatter(*places[own < 0].T, s=size, color=MUTED, alpha=0.4, linewidths=0, label=label)
+        canvas.scatter(places[own < 0, 0], places[own < 0, 1], color=MUTED, alpha=0.4, label=label, **style)
     for index, name in enumerate(frequent):
+        x, y = places[own == index].T
         colour, marker = _PALETTE[index]
-        canvas.scatter(
-            *places[own == index].T, s=size, color=colour, marker=marker, alpha=0.75, linewidths=0,
-            label=_plain(shorten(name, 24, placeholder="…")),
-        )  # fmt: skip
+        label = _plain(shorten(name, 24, placeholder="…"))
+        canvas.scatter(x, y, color=colour, marker=marker, alpha=0.75, label=label, **style)
     for x, y, picture in pictures:
-        image = OffsetImage(picture, zoom=0.55)
-        canvas.add_artist(AnnotationBbox(image, (x, y), pad=0.08, bboxprops={"edgecolor": RULE, "linewidth": 0.6}))
+        image = OffsetImage(picture, zoom=0.5)
+        edge = {"edgecolor": RULE, "linewidth": 0.6}
+        box = AnnotationBbox(image, (x, y), xybox=(0, 14), boxcoords="offset points", pad=0.06, bboxprops=edge)
+        canvas.add_artist(box)  # above its dot, which stays to be seen
     canvas.set_xlabel(axes[0])
     canvas.set_ylabel(axes[1])
-    canvas.set_title(title, fontsize=9, color=MUTED, loc="left", pad=8 + 13 * -(-(len(frequent) + 1) // 3))
+    lines = -(-len(canvas.get_legend_handles_labels()[1]) // 3)  # of the legend, above which the title stands
+    canvas.set_title(title, fontsize=9, color=MUTED, loc="left", pad=8 + 14 * lines)
     _legend(canvas)
     return figure
 

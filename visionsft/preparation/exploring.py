@@ -202,9 +202,10 @@ def _thumbnails(found: Projection) -> list[tuple[float, float, Rgb]]:
     low, high = found.points.min(axis=0), found.points.max(axis=0)
     cells = int(np.sqrt(THUMBNAILS))
     where = ((found.points - low) / np.maximum(high - low, 1e-12) * (cells - 1e-6)).astype(int)
-    _, first = np.unique(where[:, 0] * cells + where[:, 1], return_index=True)
+    whole = np.argsort([-place.valid for place in found.places], kind="stable")  # rather than half without data
+    _, first = np.unique((where[:, 0] * cells + where[:, 1])[whole], return_index=True)
     pictures = []
-    for index in first.tolist():
+    for index in whole[first].tolist():
         picture = _read_thumbnail(found.places[index])
         if picture is not None:
             pictures.append((*found.points[index].tolist(), picture))
