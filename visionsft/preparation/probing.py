@@ -217,7 +217,11 @@ def probe(backbone: Backbone, samples: Samples, compute: Compute, *, seed: int) 
 
 
 def _compute_finite(compute: Compute, name: str, image: Tensor) -> list[Tensor]:
-    maps = compute(image)
+    try:
+        maps = compute(image)
+    except AssertionError as error:  # timm's models refuse sizes so
+        height, width = image.shape[2:]
+        raise BackboneError(f"{name}: refuses images of {height}x{width}: {error}") from error
     if not all(bool(torch.isfinite(each.sum())) for each in maps):
         raise BackboneError(f"{name}: its features are not finite numbers")
     return maps
