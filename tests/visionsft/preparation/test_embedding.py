@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -314,6 +316,25 @@ def test_components_are_scikit_learns(encoder: Encoder, labelled_pictures: Path,
     np.testing.assert_allclose(np.abs(found.points), np.abs(expected), atol=1e-4)
     assert len(project(out, points=7).places) == 7
     assert project(out, points=7).of == 16
+
+
+def test_umap_is_used_where_it_is_installed(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Umap:
+        """What is asked of umap-learn's class of that name."""
+
+        def __init__(self, *, n_neighbors: int, metric: str, random_state: int) -> None:
+            assert (n_neighbors, metric, random_state) == (15, "cosine", 3)
+
+        def fit_transform(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+            return vectors[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Umap))
+    embed(encoder, split="train", out=tmp_path / "rows.npz")
+    found = project(tmp_path / "rows.npz", seed=3)
+    assert (found.method, found.axes) == ("UMAP", ("UMAP 1", "UMAP 2"))
+    np.testing.assert_array_equal(found.points, read(tmp_path / "rows.npz")[1][:, :2])
 
 
 # ------------------------------------------------------------------------------------------------ bad input
