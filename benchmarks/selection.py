@@ -8,8 +8,9 @@ only (the later ones are random again; two cuts), and random; a DINOv2 ViT-S; re
 epochs at 128 px, CamVid 3 epochs of 160x224 crops at half size) and scored on the test split, which selection has not
 seen. Reported are the rank correlations of the two orders (Spearman's rho, Kendall's tau-b; n candidates, so an
 interval would be wide: with n = 7 only |rho| above 0.79 differs from 0 at 5 %), beside those of kNN, LogME and mere
-size, and what is lost by taking the recommended one and not the best. One seed. --quick: RSSCN7 with three candidates, a
-few samples and one epoch at 64 px: it shows that the script works, and nothing else. The last line is one JSON object.
+size, and what is lost by taking the recommended one and not the best. One seed. --quick: RSSCN7 with three
+candidates, a few samples and one epoch at 64 px: it shows that the script works, and nothing else. The last line is
+one JSON object.
 """
 
 from __future__ import annotations

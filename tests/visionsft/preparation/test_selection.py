@@ -28,8 +28,9 @@ MODELS = ["test_efficientnet=none", "test_resnet=none", "test_vit=none"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One timed pass is enough to see that there is one."""
+    """One timed pass is enough to see that there is one, and few pixels to learn dark and bright."""
     monkeypatch.setattr("visionsft.evaluation.efficiency.REPEATS", 1)
+    monkeypatch.setattr("visionsft.preparation.probing.PIXELS", 300)
 
 
 @pytest.fixture
