@@ -160,9 +160,7 @@ def _images_of_files(data: Any, paths: Sequence[str], losses: Losses, cell: int 
             if has_cells(data):
                 yield from _cells(data, path, cell)
             else:
-                dataset: Any = data.prediction_dataset([path])
-                item = Item(id=path, group=str(Path(path).parent), image=path)
-                yield _image(item, dataset[0], _grid_of(dataset.reader, item))
+                yield _whole(data, path)
         except DataError as error:
             losses.failed[path] = str(error)
 
@@ -177,6 +175,15 @@ def open_scene(data: Any, path: str) -> tuple[RegionSource, Grid]:
     scene = data.prediction_scene(path)
     source = RegionSource(SceneReader({path: scene}), Item(path, path, path), data.normalisation)
     return source, scene.grid
+
+
+def _whole(data: Any, path: str) -> Image:
+    """A file in one piece."""
+    if not has_cells(data):
+        dataset: Any = data.prediction_dataset([path])
+        item = Item(id=path, group=str(Path(path).parent), image=path)
+        return _image(item, dataset[0], _grid_of(dataset.reader, item))
+    return next(_cells(data, path, max(open_scene(data, path)[0].shape)))
 
 
 def _cells(data: Any, path: str, cell: int | None) -> Iterator[Image]:
@@ -397,19 +404,10 @@ def embed(
 
 def embed_image(encoder: Encoder, path: str | Path) -> NDArray[np.float32]:
     """(D,) of one image, or of a whole scene in one piece."""
-    data = encoder.data
-    if has_cells(data):
-        source, _ = open_scene(data, str(path))
-        pixels, valid = source.read(Window(0, 0, *source.shape))
-        image = torch.from_numpy(np.ascontiguousarray(pixels))
-    else:
-        sample = data.prediction_dataset([str(path)])[0]
-        image, valid = sample["image"], sample["valid"].numpy()
-    found = encoder.map(image[None])[0]
-    share = valid_share(valid, found.shape[1:], encoder.stride)
-    if not share.any():
+    rows = next(embed_images(encoder, [_whole(encoder.data, str(path))], dense=False, losses=Losses()))
+    if not rows.places:
         raise DataError(f"{path}: has no valid pixel")
-    return np.asarray((found * (share / share.sum())).sum((1, 2)).numpy())
+    return np.asarray(rows.vectors[0])
 
 
 def _check_target(out: Path, *, dense: bool, overwrite: bool) -> None:

@@ -18,7 +18,7 @@ from rasterio.warp import transform as transform_points
 
 from datamodules import DataError
 from datamodules.raster import LONLAT, Grid
-from visionsft.errors import ConfigError, nearest
+from visionsft.errors import ConfigError, first_line, nearest
 from visionsft.files import atomic_path
 
 MARK = "visionsft.embeddings"
@@ -252,7 +252,7 @@ class EmbeddingFile:
             with arrow.parquet.ParquetFile(self.path) as file:
                 schema, count = file.schema_arrow, file.metadata.num_rows
         except (arrow.ArrowInvalid, OSError) as error:
-            raise DataError(f"{self.path}: is no Parquet file, or a truncated one ({_first_line(error)})") from error
+            raise DataError(f"{self.path}: is no Parquet file, or a truncated one ({first_line(error)})") from error
         mark = (schema.metadata or {}).get(MARK.encode())
         if mark is None or not {*COLUMNS, "embedding"} <= set(schema.names):
             raise DataError(f"{self.path}: was not made by `visionsft embed` (columns: {', '.join(schema.names[:12])})")
@@ -264,7 +264,7 @@ class EmbeddingFile:
                 names = set(file.files)
                 identity = str(file[MARK]) if {MARK, *COLUMNS, "embedding"} <= names else None
         except (ValueError, OSError, EOFError, BadZipFile) as error:
-            raise DataError(f"{self.path}: is no .npz file, or a truncated one ({_first_line(error)})") from error
+            raise DataError(f"{self.path}: is no .npz file, or a truncated one ({first_line(error)})") from error
         if identity is None:
             raise DataError(f"{self.path}: was not made by `visionsft embed` (in it: {', '.join(sorted(names))})")
         with self._npz_vectors() as (_, shape):
@@ -287,7 +287,3 @@ class EmbeddingFile:
                 places = [Place(*values) for values in zip(*(column[some] for column in columns), strict=True)]
                 vectors = np.frombuffer(file.read(4 * self.channels * len(places)), np.float32)
                 yield places, vectors.reshape(-1, self.channels)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

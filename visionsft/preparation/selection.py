@@ -25,7 +25,7 @@ from backbones import Backbone, BackboneError, WeightsError, create_backbone
 from datamodules import DataModule
 from visionsft import build
 from visionsft.config import Config
-from visionsft.errors import ConfigError, TrainingError, WriteError
+from visionsft.errors import ConfigError, TrainingError, WriteError, first_line
 from visionsft.evaluation.evaluating import progress
 from visionsft.evaluation.intervals import LEVEL, RESAMPLES, Ends
 from visionsft.files import atomic_path, write_text
@@ -322,7 +322,7 @@ def select(
         try:
             found.append(bench.assess(candidate, count=samples))
         except _REFUSALS as error:
-            failed[candidate.label] = _first_line(error)
+            failed[candidate.label] = first_line(error)
     if not found:
         reasons = "".join(f"\n  {text}: {reason}" for text, reason in failed.items())
         raise ConfigError(f"none of {len(failed)} candidates can be judged:{reasons}")
@@ -396,10 +396,6 @@ class _Bench:
         if limit is None or (needed[0] <= limit[0] and needed[1] <= limit[1]):
             return backbone
         return self._build(config, needed)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _write(selection: Selection) -> None:
