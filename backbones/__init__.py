@@ -8,6 +8,7 @@ from backbones.cutting import Cut, cut_backbone
 from backbones.depthwise import accelerate_depthwise
 from backbones.errors import BackboneError, WeightsError
 from backbones.factory import create_backbone
+from backbones.layers import at_layer, map_layers
 from backbones.lora import add_lora, merge_lora
 from backbones.stages import Stage
 from backbones.weights import WeightsReport
@@ -23,9 +24,11 @@ __all__ = [
     "WeightsReport",
     "accelerate_depthwise",
     "add_lora",
+    "at_layer",
     "create_backbone",
     "cut_backbone",
     "describe_layers",
     "list_backbones",
+    "map_layers",
     "merge_lora",
 ]

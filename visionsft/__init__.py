@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from visionsft.models import create_model
     from visionsft.prediction import export_onnx, predict, predict_scene, scene_bands
     from visionsft.preparation.auditing import audit
+    from visionsft.preparation.embedding import embed
+    from visionsft.preparation.exploring import draw_map, find_neighbours
+    from visionsft.preparation.selection import select
     from visionsft.runs import Run
     from visionsft.training.fitting import fit
     from visionsft.training.loading import load_model
@@ -35,9 +38,12 @@ _HOMES = {
     "WriteError": "visionsft.errors",
     "audit": "visionsft.preparation.auditing",
     "create_model": "visionsft.models",
+    "draw_map": "visionsft.preparation.exploring",
     "dump_config": "visionsft.loading",
+    "embed": "visionsft.preparation.embedding",
     "evaluate": "visionsft.evaluation",
     "export_onnx": "visionsft.prediction",
+    "find_neighbours": "visionsft.preparation.exploring",
     "fit": "visionsft.training.fitting",
     "load_config": "visionsft.loading",
     "load_model": "visionsft.training.loading",
@@ -46,6 +52,7 @@ _HOMES = {
     "read_facts": "visionsft.evaluation.facts",
     "report": "visionsft.evaluation.reporting",
     "scene_bands": "visionsft.prediction",
+    "select": "visionsft.preparation.selection",
     "tune": "visionsft.training.tuning",
 }
 
@@ -57,9 +64,12 @@ __all__ = [
     "WriteError",
     "audit",
     "create_model",
+    "draw_map",
     "dump_config",
+    "embed",
     "evaluate",
     "export_onnx",
+    "find_neighbours",
     "fit",
     "load_config",
     "load_model",
@@ -68,6 +78,7 @@ __all__ = [
     "read_facts",
     "report",
     "scene_bands",
+    "select",
     "tune",
 ]
 

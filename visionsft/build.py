@@ -236,14 +236,15 @@ def build_cache(
             folder=folder,
             limit=limit,
             autocast=DTYPES[build_precision(config)],
-            device=_device(config),
+            device=choose_device(config),
         )
     except (CacheError, BackboneError, WriteError) as error:
         print(f"note: training without feature cache: {error}")
         return data
 
 
-def _device(config: Config) -> torch.device:
+def choose_device(config: Config) -> torch.device:
+    """Where the trainer of `config` computes."""
     on_gpu = config.trainer.accelerator in ("auto", "gpu") and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")
 

@@ -61,6 +61,16 @@ class Unit(StrEnum):
     image = "image"
 
 
+class NumberKind(StrEnum):
+    float32 = "float32"
+    bf16 = "bf16"
+
+
+class ColourBy(StrEnum):
+    label = "label"
+    group = "group"
+
+
 class SampleKind(StrEnum):
     satellite = "satellite"
     driving = "driving"
@@ -554,6 +564,97 @@ def backbones(
 
     rows = [(row.name, f"{row.parameters:,}", ", ".join(row.pretrained)) for row in list_backbones(pattern)]
     _print_table(("name", "parameters", "pretrained"), rows)
+
+
+@app.command()
+def select(
+    config: ConfigFile,
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[BACKBONE]...", help="Further ones, as of --backbones.")
+    ] = None,
+    backbones: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="timm name or pattern, perhaps with weights: 'convnext_*', resnet18=none, vit_tiny*=FILE; repeatable.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=0, help="To learn from, and to judge, at most; 0: all.")
+    ] = 1000,
+    max_params: Annotated[
+        float | None, typer.Option(help="Of the model recommended: parameters, e.g. 25e6.")
+    ] = None,
+    max_ms: Annotated[float | None, typer.Option(help="... milliseconds an image.")] = None,
+    max_memory_mb: Annotated[float | None, typer.Option(help="... peak memory of training, in MB.")] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: RUNS/NAME-selection.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier selection.")] = False,
+) -> None:
+    """Rank backbones on the data of CONFIG before any training, and recommend one within limits."""
+    from visionsft.loading import load_config
+
+    loaded = load_config(config, overrides or ())
+    from visionsft.preparation.selection import Limits, select
+
+    selection = select(
+        loaded, [*(backbones or ()), *(more or ())], samples=samples or None,
+        limits=Limits(max_params, max_ms, max_memory_mb), out=out, overwrite=overwrite,
+    )  # fmt: skip
+    typer.echo(f"{selection.table()}\n\nwritten: {selection.folder}/selection.csv, .json, .png")
+
+
+@app.command()
+def embed(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|CONFIG", help="Run folder (fine-tuned), or YAML file (pretrained).")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help=".parquet, .npz, or .tif (--dense, one scene); without INPUT: read.")
+    ],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[INPUT]...", help="Files, folders, globs, .txt lists; none: FILE is there already."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Embed this split of the data, with its labels.")] = None,
+    cell: Annotated[int | None, typer.Option(min=1, help="Scenes: side of a cell, in pixels.")] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="Each position of the map, not the mean.")] = False,
+    layer: Annotated[str | None, typer.Option(help="As `visionsft layers` names them; default: the last.")] = None,
+    dtype: Annotated[NumberKind, typer.Option(help="In which it is computed.")] = NumberKind.float32,
+    query: Annotated[str | None, typer.Option(help="Image, or id of a row: show its neighbours.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Neighbours to show.")] = 10,
+    picture: Annotated[Path | None, typer.Option(help="Draw a 2-D map of the embeddings (.png).")] = None,
+    colour: Annotated[ColourBy, typer.Option(help="Of the map's dots.")] = ColourBy.label,
+    thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Lay some images over the map.")] = False,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+) -> None:
+    """Write embeddings of images or scenes; find neighbours among them, and draw them as a map."""
+    from visionsft.loading import load_config
+    from visionsft.runs import Run
+
+    if overrides and source.is_dir():
+        raise typer.BadParameter("--set is for a configuration; a run has its own")
+    opened = Run.open(source) if source.is_dir() else load_config(source, overrides or ())
+    if not (inputs or split or query or picture):
+        raise typer.BadParameter("nothing to do: give INPUT or --split, or --query or --picture of a FILE that exists")
+    if out.suffix.lower() == ".tif" and (query or picture):
+        raise typer.BadParameter("--query and --picture need rows: a .parquet or .npz file")
+    from visionsft.preparation.embedding import embed, open_encoder
+    from visionsft.preparation.exploring import draw_map, find_neighbours, neighbours_table
+
+    encoder = None
+    if inputs or split:
+        encoder = open_encoder(opened, layer=layer, dtype=dtype.value)
+        written = embed(encoder, inputs or (), out=out, split=split, cell=cell, dense=dense, overwrite=overwrite)
+        typer.echo(written.table())
+    if query:
+        if encoder is None and Path(query).is_file():
+            encoder = open_encoder(opened, layer=layer, dtype=dtype.value)
+        typer.echo(neighbours_table(find_neighbours(out, query, encoder=encoder, top=top)))
+    if picture:
+        drawn = draw_map(out, picture, colour=colour.value, thumbnails=thumbnails, overwrite=overwrite)
+        typer.echo(f"{picture}: {drawn.method} of {len(drawn.places):,} of {drawn.of:,} embeddings")
 
 
 @app.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["ConfigError", "ConversionError", "RunError", "TrainingError", "WriteError", "nearest"]
+__all__ = ["ConfigError", "ConversionError", "RunError", "TrainingError", "WriteError", "first_line", "nearest"]
 
 
 class ConfigError(ValueError):
@@ -39,6 +39,11 @@ class WriteError(OSError):
     """A file can't be written: the disk is full, or the folder is read-only."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's text, or its name where it has none: enough to be part of another message."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str | None:

@@ -12,6 +12,7 @@ never the only difference between two things.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import cos, log, radians
 from textwrap import shorten
@@ -20,18 +21,22 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Polygon
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from visionsft.evaluation.pictures import confusion_figure as confusion
 
 __all__ = [
     "bounds",
+    "candidates",
     "class_differences",
     "class_reliability",
     "class_scores",
     "confusion",
+    "embeddings",
     "footprints",
     "losses",
     "precision_recall",
@@ -49,6 +54,12 @@ __all__ = [
 INK, MUTED, RULE, PAPER = "#1d2125", "#5b6168", "#dcd9d2", "#fbfaf7"
 BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
 
+_PALETTE = (
+    (BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P"),
+    ("#000000", "X"), ("#b8a800", "*"),
+)  # fmt: skip
+"""Colours (after Okabe and Ito) and marks of classes."""
+
 _SPLITS = {"train": (BLUE, "o"), "val": (VERMILION, "s"), "test": (GREEN, "^")}
 _WIDTH = 4.9
 """Inches: two figures stand side by side in the report."""
@@ -57,6 +68,9 @@ _SHOWN = 24
 
 _FLATTEST, _TALLEST = 0.45, 1.0
 """Height of a map over its width."""
+
+_NAME = 44
+"""Letters of a candidate's name at most."""
 
 _OUTLINED = 1000
 """Scenes at most whose outlines are drawn."""
@@ -351,6 +365,106 @@ def _coordinates(values: Sequence[Any]) -> tuple[list[float], dict[float, str]]:
         ticks = dict(zip(places, texts, strict=True))
         found = [-0.15 if value is None else places[texts.index(str(value))] for value in values]
     return found, ticks | ({-0.15: "–"} if None in values else {})
+
+
+# ----------------------------------------------------------------------------------------------- selection
+
+
+def candidates(rows: Sequence[Row], *, metric: str, limit: float | None = None) -> Figure:
+    """Score of each backbone against the time of an image; rows: "candidates" of selection.json.
+
+    metric: the rows' key of the score. limit: on the time in ms, drawn as a line.
+    """
+    figure, axes = _figure(3.6)
+    axes.set_xscale("log")
+    for label, colour, marker, fill in (
+        ("recommended", VERMILION, "s", "full"), ("other candidates", BLUE, "o", "full"),
+        ("beyond a limit", BLUE, "o", "none"),
+    ):  # fmt: skip
+        own = [row for row in rows if _kind_of_candidate(row) == label]
+        for row in own:
+            if row["low"] is not None:
+                axes.plot([row["inference_ms"]] * 2, (row["low"], row["high"]), color=colour, linewidth=2.2, alpha=0.4)
+        if own:
+            places = zip(*((row["inference_ms"], row[metric]) for row in own), strict=True)
+            (line,) = axes.plot(*places, marker, color=colour, label=label)
+            line.set(fillstyle=fill, markersize=6)
+    if limit is not None:
+        axes.axvline(limit, color=MUTED, linewidth=1, linestyle="--", label=f"{limit:g} ms")
+    times = [row["inference_ms"] for row in rows]
+    axes.set_xlim(min(times) / 1.5, max(times) * 1.5)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("ms an image (forward pass, on this machine)")
+    axes.set_ylabel(f"{metric.replace('_', ' ').replace('iou', 'IoU')} of the linear probe")
+    _legend(axes)
+    _name_points(axes, [(row["inference_ms"], row[metric], row["label"]) for row in rows])
+    return figure
+
+
+def _kind_of_candidate(row: Row) -> str:
+    if row["recommended"]:
+        return "recommended"
+    return "other candidates" if row["within_limits"] else "beyond a limit"
+
+
+def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Names beside points, towards the middle of the axes, those of near points one below the other."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # lays the axes out, so that points have their places
+    low, high = axes.get_window_extent().intervalx
+    line = 11 * figure.dpi / 72
+    taken: list[tuple[bool, float]] = []
+    for x, y, name in sorted(points, key=lambda point: -point[1]):
+        across, up = axes.transData.transform((x, y))
+        left, height = bool(across > (low + high) / 2), float(up)
+        while any(side == left and abs(height - other) < line for side, other in taken):
+            height -= line
+        taken.append((left, height))
+        text = axes.annotate(
+            _plain(name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"), (x, y),
+            xytext=(-7 if left else 7, (height - up) * 72 / figure.dpi), textcoords="offset points",
+            fontsize=7.5, color=INK, ha="right" if left else "left", va="center",
+        )  # fmt: skip
+        text.set_path_effects([withStroke(linewidth=2.5, foreground=PAPER)])
+
+
+def embeddings(
+    points: ArrayLike,
+    names: Sequence[str],
+    *,
+    axes: tuple[str, str],
+    title: str,
+    pictures: Sequence[tuple[float, float, NDArray[np.uint8]]] = (),
+) -> Figure:
+    """A 2-D map of embeddings: points (N, 2), coloured by their names; '' is grey, as are names beyond the 8 most
+    frequent. axes: what the dimensions are. pictures: x, y and (H, W, 3) of thumbnails to lay over it."""
+    places = np.asarray(points, np.float64)
+    figure, canvas = _figure(4.6)
+    frequent = [name for name, _ in Counter(name for name in names if name).most_common(len(_PALETTE))]
+    own = np.array([frequent.index(name) if name in frequent else -1 for name in names])
+    style: dict[str, Any] = {"s": float(np.clip(2500 / max(len(places), 1), 6, 30)), "linewidths": 0}
+    if (own < 0).any():
+        label = "others" if frequent else None
+        canvas.scatter(places[own < 0, 0], places[own < 0, 1], color=MUTED, alpha=0.4, label=label, **style)
+    for index, name in enumerate(frequent):
+        x, y = places[own == index].T
+        colour, marker = _PALETTE[index]
+        label = _plain(shorten(name, 24, placeholder="…"))
+        canvas.scatter(x, y, color=colour, marker=marker, alpha=0.75, label=label, **style)
+    for x, y, picture in pictures:
+        image = OffsetImage(picture, zoom=0.5)
+        edge = {"edgecolor": RULE, "linewidth": 0.6}
+        box = AnnotationBbox(image, (x, y), xybox=(0, 14), boxcoords="offset points", pad=0.06, bboxprops=edge)
+        canvas.add_artist(box)  # above its dot, which stays to be seen
+    canvas.set_xlabel(axes[0])
+    canvas.set_ylabel(axes[1])
+    lines = -(-len(canvas.get_legend_handles_labels()[1]) // 3)  # of the legend, above which the title stands
+    canvas.set_title(title, fontsize=9, color=MUTED, loc="left", pad=8 + 14 * lines)
+    _legend(canvas)
+    return figure
 
 
 # ---------------------------------------------------------------------------------------------------- style

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from visionsft.errors import ConfigError, RunError, WriteError, nearest
+from visionsft.errors import ConfigError, RunError, WriteError, first_line, nearest
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,10 @@ def test_an_error_refines_a_builtin_and_names_its_exit_code(
 )
 def test_nearest(given: str, match: str | None) -> None:
     assert nearest(given, ["batch_size", "epochs", "lr"]) == match
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(ValueError("one\ntwo"), "one"), (MemoryError(), "MemoryError"), (KeyError("a"), "'a'")]
+)
+def test_the_first_line_of_an_error(error: Exception, line: str) -> None:
+    assert first_line(error) == line

@@ -160,3 +160,46 @@ def test_study_parallel_goes_from_value_to_value() -> None:
     assert worst[1] == 0.75
     assert best[2] < worst[2]
     figure.canvas.draw()
+
+
+def candidate(label, ms, score, *, ends=(None, None), recommended=False, within_limits=True):
+    low, high = ends
+    return {"label": label, "inference_ms": ms, "accuracy": score, "low": low, "high": high,
+            "recommended": recommended, "within_limits": within_limits}  # fmt: skip
+
+
+def test_candidates_stand_at_their_cost_and_score():
+    rows = [candidate("a", 20.0, 0.9, ends=(0.8, 0.95)), candidate("b=$x$", 5.0, 0.8, recommended=True),
+            candidate("c", 50.0, 0.85, within_limits=False)]  # fmt: skip
+    figure = plots.candidates(rows, metric="accuracy", limit=30.0)
+    assert points(figure, "other candidates") == ([20.0], [0.9])
+    assert points(figure, "recommended") == ([5.0], [0.8])
+    assert points(figure, "beyond a limit") == ([50.0], [0.85])
+    assert points(figure, "30 ms")[0] == [30.0, 30.0]
+    (whisker,) = [line for line in figure.axes[0].lines if list(line.get_ydata()) == [0.8, 0.95]]
+    assert list(whisker.get_xdata()) == [20.0, 20.0]
+    assert {text.get_text().replace("\\", "") for text in figure.axes[0].texts} == {"a", "b=$x$", "c"}
+
+
+def test_names_of_near_candidates_do_not_cover_each_other():
+    figure = plots.candidates([candidate(str(k), 10.0, 0.5 + k / 1000) for k in range(4)], metric="accuracy")
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+
+
+def test_embeddings_are_coloured_by_their_most_frequent_names():
+    names = [*"aaabbc", "", *map(str, range(9))]
+    places = np.arange(32).reshape(16, 2)
+    figure = plots.embeddings(places, names, axes=("one", "two"), title="PCA", pictures=[(1, 2, np.zeros((4, 4, 3)))])
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels[:3] == ["others", "a", "b"]
+    assert len(labels) == 9
+    (of_a,) = [each for each in figure.axes[0].collections if each.get_label() == "a"]
+    np.testing.assert_array_equal(of_a.get_offsets(), places[:3])
+    assert sum(len(each.get_offsets()) for each in figure.axes[0].collections) == 16
+
+
+def test_embeddings_without_names_have_no_legend():
+    figure = plots.embeddings(np.zeros((3, 2)), ["", "", ""], axes=("one", "two"), title="PCA")
+    assert figure.axes[0].get_legend() is None

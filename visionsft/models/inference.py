@@ -1,4 +1,4 @@
-"""Inference: a model's logits in the precision of its training, and the check that they are numbers."""
+"""Inference: a model's logits or maps in the precision of its training, and the check that they are numbers."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ def compute_logits(
     with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
         logits: Tensor = model(image.to(device).contiguous(memory_format=layout))
     return check_numbers(logits)
+
+
+@torch.no_grad()
+def compute_maps(
+    backbone: nn.Module, image: Tensor, *, precision: torch.dtype | None, channels_last: bool
+) -> list[Tensor]:
+    """image: (B, C, H, W) float32, normalised -> the backbone's maps (B, C', h, w) float32, on its device."""
+    device = next(backbone.parameters()).device
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+        maps = backbone(image.to(device).contiguous(memory_format=layout))
+    return [each.float() for each in maps]
 
 
 def check_numbers(logits: Tensor) -> Tensor:
