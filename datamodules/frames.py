@@ -138,9 +138,12 @@ class PictureReader:
 
     def read(self, item: Item) -> RawSample:
         """The whole frame, resized."""
-        image, valid = read_image(item.image)
+        return self.resize(*read_image(item.image))
+
+    def resize(self, picture: NDArray[Any], valid: NDArray[np.bool_]) -> RawSample:
+        """The same for a frame in memory: picture (H, W, 3), valid (H, W)."""
         mask = np.full(valid.shape, IGNORE, np.uint8)
-        image, mask, valid = resize_sample(image, mask, valid, size=self.fit(valid.shape))
+        image, mask, valid = resize_sample(picture, mask, valid, size=self.fit(valid.shape))
         return RawSample(values=image.transpose(2, 0, 1), valid=valid, mask=mask)
 
     def read_mask(self, item: Item) -> NDArray[np.uint8]:
