@@ -267,7 +267,7 @@ def make_predictor(model: nn.Module, folder: Path) -> SceneDetectionPredictor:
     data.normalisation = Normalisation((700.0, 900.0, 900.0, 2300.0), (350.0, 400.0, 500.0, 900.0))
     loaded = SimpleNamespace(
         model=model, data=data, precision=DTYPES[resolve("auto")], channels_last=True,
-        tiles={"tile": None, "overlap": None},
+        tiles={"tile": None, "overlap": None}, views={"scales": (1.0,), "symmetry": "none"}, merge="nms",
     )  # fmt: skip
     return SceneDetectionPredictor(loaded)  # type: ignore[arg-type]
 

@@ -28,13 +28,16 @@ from visionsft.files import atomic_path
 from visionsft.models.detections import Detections
 from visionsft.models.inference import check_weights
 from visionsft.models.model import FeatureExtractor
+from visionsft.models.views import View, list_views
 from visionsft.prediction.inputs import stem
 from visionsft.prediction.merging import Iou, Merging
 from visionsft.prediction.objectfiles import corners, open_coco, open_objects, write_coco
+from visionsft.prediction.objectviews import ViewsDetector
 from visionsft.prediction.scenes import SceneSource, ahead
 from visionsft.prediction.slicing import (
     CACHE_MB,
     SIDE,
+    Detector,
     SceneDetections,
     Slices,
     detect_images,
@@ -68,9 +71,10 @@ class DetectionOptions:
     overlap: int | None = None
     """Of the tiles, in the model's pixels; None: what the run's configuration says, else chosen. The overlap
     should be no less than an object usually has."""
-    merge: Literal["nms", "wbf"] = "nms"
+    merge: Literal["nms", "wbf"] | None = None
+    """See `visionsft.prediction.merging.Merging`; None: as the run's configuration says."""
     iou: float = 0.5
-    """See `visionsft.prediction.merging.Merging`."""
+    """See there."""
     score: float = 0.3
     """Less certain objects aren't written."""
     format: str = ".gpkg"
@@ -78,15 +82,10 @@ class DetectionOptions:
 
     def __post_init__(self) -> None:
         find_format(Path(f"objects{self.format}"), LONLAT)
-        self.slices()
+        self.slices(merging=Merging(self.merge or "nms", self.iou))
 
     def slices(
-        self,
-        *,
-        turned_iou: Iou | None = None,
-        multiple: int = 1,
-        tile: int = SIDE,
-        overlap: int | None = None,
+        self, *, merging: Merging, multiple: int = 1, tile: int = SIDE, overlap: int | None = None
     ) -> Slices:
         """How an image is cut, where the options don't say it: in tiles of that side and overlap."""
         return Slices(
@@ -94,7 +93,7 @@ class DetectionOptions:
             overlap=overlap if self.overlap is None else self.overlap,
             multiple=multiple,
             score=self.score,
-            merging=Merging(self.merge, self.iou, turned_iou),
+            merging=merging,
         )
 
 
@@ -136,16 +135,25 @@ class DetectionPredictor:
         self.data = loaded.data
         self.options = options
         self.overlay = overlay
-        self.turned_iou = turned_iou
-        self.detector = RunDetector(loaded)
+        self.merging = Merging(options.merge or loaded.merge, options.iou, turned_iou)
+        self.views = list_views(**loaded.views)
+        plain = RunDetector(loaded)
+        self.detector: Detector = plain
+        if self.views != [View()]:
+            self.detector = ViewsDetector(plain, self.views, self.merging)
 
     def slices(self, usual: int) -> Slices:
         """How images are cut. usual: side of a tile where neither options nor run say it."""
-        limit = size_limit(self.loaded.model)
-        given = self.loaded.tiles
+        limit, given = size_limit(self.loaded.model), self.loaded.tiles
+        multiple = math.lcm(*cast(FeatureExtractor, self.loaded.model.backbone).strides)
+        zoom = max(1.0, *(view.scale for view in self.views))  # the model sees a tile as much larger
+        if zoom > 1:
+            limit, usual = (
+                side and max(int(side / zoom) // multiple, 1) * multiple for side in (limit, usual)
+            )
         slices = self.options.slices(
-            turned_iou=self.turned_iou,
-            multiple=math.lcm(*cast(FeatureExtractor, self.loaded.model.backbone).strides),
+            merging=self.merging,
+            multiple=multiple,
             tile=given["tile"] or limit or usual,
             overlap=given["overlap"],
         )

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -58,6 +59,8 @@ class Merging:
     """From which on two boxes of different tiles are duplicates."""
     turned_iou: Iou | None = None
     """For turned boxes; None: that of the upright boxes around them."""
+    adds: bool = False
+    """Whether a fused box has the sum of its boxes' scores, and not their mean."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("nms", "wbf"):
@@ -156,9 +159,9 @@ def find_links(first: Parts, second: Parts, grid: Grid, merging: Merging) -> Lin
     if not (len(first) and len(second)):
         return _concatenate_links([])
     same = first.labels[:, None] == second.labels
+    alike = _alike(first, second, merging)
     low = np.maximum(first.boxes[:, None, :2], second.boxes[:, :2])
     common = np.minimum(first.boxes[:, None, 2:], second.boxes[:, 2:]) - low
-    alike = same & (_iou(first, second, merging) >= merging.iou)
     inside = (_share(first.boxes[:, None], second.boxes) >= CONTAINED) & first.cut.any(1, keepdims=True)
     inside |= (_share(second.boxes, first.boxes[:, None]) >= CONTAINED) & second.cut.any(1)
     found = [_listed(alike | (same & inside), -1, np.ones(same.shape), alike)]
@@ -169,6 +172,12 @@ def find_links(first: Parts, second: Parts, grid: Grid, merging: Merging) -> Lin
             likeness, joined = _facing(first, second, common, same, axis=axis, side=side, strip=strip)
             found.append(_listed(joined, side, likeness, alike))
     return Links(*(np.concatenate(each) for each in zip(*found, strict=True)))
+
+
+def _alike(first: Parts, second: Parts, merging: Merging) -> NDArray[np.bool_]:
+    """(N, M) of one class and of high intersection over union."""
+    same = first.labels[:, None] == second.labels
+    return np.asarray(same & (_iou(first, second, merging) >= merging.iou), np.bool_)
 
 
 def _facing(
@@ -262,8 +271,8 @@ class Merger:
         """The parts of the next tile."""
         if not len(parts):
             return
-        if self.merging.kind == "wbf" and parts.turned is not None:
-            raise ConfigError("merge is 'wbf', which is for upright boxes; for turned boxes use nms")
+        if self.merging.kind == "wbf":
+            _refuse_turned(parts)
         row, col = place
         for before in ((row - 1, col - 1), (row - 1, col), (row - 1, col + 1), (row, col - 1)):
             if before in self._at:
@@ -322,6 +331,28 @@ def merge_tiles(
             yield _in_order(merger.finish_row(row))
 
 
+def merge_views(views: Sequence[Parts], merging: Merging = Merging()) -> Parts:
+    """What several views of one image show together, the most certain first: duplicates alone, as nothing is cut.
+
+    views: of each, whose number is the column in `Parts.tiles`. With wbf an object that some views miss is as much
+    less certain, as in the paper: all of them have looked at it.
+    """
+    if merging.kind == "wbf":
+        _refuse_turned(concatenate(views))
+        views = [replace(each, scores=each.scores / len(views)) for each in views]
+        merging = replace(merging, adds=True)
+    parts, starts = concatenate(views), np.cumsum([0, *map(len, views)])
+    links = []
+    for (start, first), (other, second) in combinations(zip(starts, views, strict=False), 2):
+        if len(first) and len(second):
+            alike = _alike(first, second, merging)
+            found = Links(*_listed(alike, -1, np.ones(alike.shape), alike))
+            links.append(replace(found, pairs=found.pairs + np.array([start, other])))
+    together = _concatenate_links(links)
+    groups = _group(together.pairs, len(parts))
+    return _in_order(_decide(parts, together, groups, np.arange(len(parts)), merging))
+
+
 def _in_order(parts: Parts) -> Parts:
     """By score, and by place where it is the same."""
     keys = (*parts.boxes.T[::-1], parts.labels, -parts.scores)
@@ -339,6 +370,11 @@ def _group(pairs: Ints, count: int) -> Ints:
     """(count,) number of the group of each that pairs link, in the order of their first members."""
     ones = np.ones(len(pairs), np.int8)
     return np.asarray(connected_components(coo_array((ones, pairs.T), (count, count)), directed=False)[1])
+
+
+def _refuse_turned(parts: Parts) -> None:
+    if parts.turned is not None:
+        raise ConfigError("merge is 'wbf', which is for upright boxes; for turned boxes use nms")
 
 
 # ------------------------------------------------------------------------------------------------- decisions
@@ -405,7 +441,7 @@ def resolve(parts: Parts, links: Links, merging: Merging) -> Parts:
     order = _by_certainty(joined)
     if merging.kind == "nms":
         return joined.take(_suppress(order, duplicates))
-    return _fuse(joined, seen, order, merging.iou)
+    return _fuse(joined, seen, order, merging.iou, adds=merging.adds)
 
 
 def _join(parts: Parts, links: Links) -> tuple[Parts, Ints]:
@@ -509,7 +545,7 @@ def _suppress(order: Ints, duplicates: NDArray[np.bool_]) -> Ints:
     return np.array(kept, np.int64)
 
 
-def _fuse(parts: Parts, seen: Ints, order: Ints, iou: float) -> Parts:
+def _fuse(parts: Parts, seen: Ints, order: Ints, iou: float, *, adds: bool) -> Parts:
     """Weighted boxes fusion: each box joins the fused box that it overlaps most, if no tile would be there twice."""
     fused: list[Floats] = []
     members: list[list[int]] = []
@@ -528,7 +564,9 @@ def _fuse(parts: Parts, seen: Ints, order: Ints, iou: float) -> Parts:
             parts.boxes[members[best]], axis=0, weights=parts.scores[members[best]] + 1e-9
         )
     leaders = parts.take(np.array([cluster[0] for cluster in members]))
-    scores = np.array([parts.scores[cluster].mean() for cluster in members])
+    scores = np.array([parts.scores[cluster].sum() for cluster in members])
+    if not adds:
+        scores /= [len(cluster) for cluster in members]
     return Parts(
         np.array(fused), scores, leaders.labels, leaders.cut, leaders.tiles, leaders.turned, leaders.outlines
     )

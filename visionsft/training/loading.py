@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,13 +35,18 @@ class LoadedRun:
 
     @property
     def views(self) -> dict[str, Any]:
-        """Test-time augmentation, for `visionsft.models.views.average_views`."""
+        """Test-time augmentation, for `visionsft.models.views`."""
         return build.views(self.config)
 
     @property
     def tiles(self) -> dict[str, int | None]:
         """Side and overlap of the tiles of scenes, where the configuration says them."""
         return build.tiles(self.config)
+
+    @property
+    def merge(self) -> Literal["nms", "wbf"]:
+        """How a detector's tiles and views are put together."""
+        return build.merge(self.config)
 
     @cached_property
     def data(self) -> Any:

@@ -87,6 +87,8 @@ def loaded(folder: Path, kind: str, **options: Any) -> Any:
         precision=None,
         channels_last=False,
         tiles={"tile": None, "overlap": None},
+        views={"scales": (1.0,), "symmetry": "none"},
+        merge="nms",
     )
 
 
@@ -179,6 +181,18 @@ def test_a_model_of_one_size(tmp_path: Path) -> None:
     predictor = SceneDetectionPredictor(run, DetectionOptions(tile=64))
     with pytest.raises(ConfigError, match="inputs up to 32 x 32"):
         predictor.predict(str(scene), targets, overwrite=True)
+
+
+def test_views_are_merged_and_tiles_are_smaller_for_larger_ones(tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "scene.tif")
+    run = loaded(tmp_path, "geotiff", limit=64)
+    run.views = {"scales": (1.0, 2.0), "symmetry": "d4"}
+    predictor = SceneDetectionPredictor(run)
+    targets = predictor.targets(str(scene), tmp_path)
+    predictor.predict(str(scene), targets, overwrite=True)
+    np.testing.assert_allclose([box for _, box in read(targets["objects"])], [box for _, box in BOXES], atol=1)
+    assert max(max(shape[2:]) for shape in run.model.shapes) == 64
+    assert len({shape[2:] for shape in run.model.shapes}) > 1
 
 
 def test_a_model_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
