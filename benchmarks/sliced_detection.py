@@ -15,6 +15,7 @@ one, the second that of a town's cars or of trees.
 Merging alone: seconds for scenes of ever more objects, 1000 a tile, a fifth of them seen by two tiles.
 Memory: peak resident memory of a process that predicts scenes of 8,192 columns with a detector that costs next to
 nothing and finds 200 objects a tile, less that of the same process after the detector has seen one tile in memory.
+It is that of two tiles and of reading one; tiles are as high as divides the scene evenly, and never larger than 2816.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ STUB_OBJECTS = 200
 
 
 class Stub(nn.Module):
-    """A detector that costs next to nothing: the same random boxes in each image."""
+    """A detector that costs next to nothing: the same random boxes in each image.
+
+    It waits, so that the next tile is read while it holds one, as with a real detector.
+    """
 
     backbone = SimpleNamespace(strides=(4, 8, 16, 32), geometry=SimpleNamespace(size=None))
 
@@ -71,6 +75,7 @@ class Stub(nn.Module):
         self.weight = nn.Parameter(torch.ones(1))
 
     def detect(self, image: Tensor, sizes: list[tuple[int, int]]) -> list[Detections]:
+        time.sleep(1)
         generator = torch.Generator().manual_seed(0)
         shares = torch.rand(STUB_OBJECTS, 2, generator=generator)
         corners = [shares * torch.tensor([width - 20.0, height - 20.0]) for height, width in sizes]
@@ -95,7 +100,7 @@ def main() -> None:
         side = 3072 if given.quick else 8192
         scene = make_scene(given.scene or Path(folder) / "scene.tif", side)
         if given.memory:
-            print(measure_memory(scene, Path(folder), given.memory))
+            print(json.dumps(measure_memory(scene, Path(folder), given.memory)))
             return
         densities, rounds = (given.densities[:1], 1) if given.quick else (given.densities, given.rounds)
         speeds: dict[str, dict[str, Any]] = {}
@@ -113,10 +118,19 @@ def main() -> None:
         "torchvision": torchvision.__version__,
         "gdal": rasterio.__gdal_version__,
     }
-    report = {"of_bound": {key: row["of_bound"] for key, row in speeds.items()}, "peak_mb": memory,
-              "detections": {key: row["detections"] for key, row in speeds.items()}, "speeds": speeds,
-              "merging_s": merging, "model": NAME, "pixels": side * side, "threads": torch.get_num_threads(),
-              "precision": resolve("auto"), "versions": versions}  # fmt: skip
+    report = {
+        "of_bound": {key: row["of_bound"] for key, row in speeds.items()},
+        "peak_mb": {key: row["mb"] for key, row in memory.items()},
+        "detections": {key: row["detections"] for key, row in speeds.items()},
+        "speeds": speeds,
+        "memory": memory,
+        "merging_s": merging,
+        "model": NAME,
+        "pixels": side * side,
+        "threads": torch.get_num_threads(),
+        "precision": resolve("auto"),
+        "versions": versions,
+    }
     print(json.dumps(report))
 
 
@@ -234,18 +248,18 @@ def _seen(boxes: Any, window: Any, place: tuple[int, int], shape: tuple[int, int
 # ---------------------------------------------------------------------------------------------------- memory
 
 
-def peaks(scene: Path) -> dict[str, float]:
-    """Megabytes over the detector's own, by scene size, each in a process of its own."""
+def peaks(scene: Path) -> dict[str, dict[str, Any]]:
+    """Megabytes over the detector's own and the tiles' size, by scene size, each in a process of its own."""
     found = {}
     for rows in (4096, 8192, 32768):
         command = [sys.executable, __file__, "--scene", str(scene), "--memory", str(rows)]
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[f"{rows} x 8192"] = round(float(answer.stdout.split()[-1]), 1)
-        print(f"{rows} x 8192: {found[f'{rows} x 8192']:.0f} MB", flush=True)
+        found[f"{rows} x 8192"] = one = json.loads(answer.stdout.splitlines()[-1])
+        print(f"{rows} x 8192: {one}", flush=True)
     return found
 
 
-def measure_memory(scene: Path, folder: Path, rows: int) -> float:
+def measure_memory(scene: Path, folder: Path, rows: int) -> dict[str, Any]:
     """Peak of predicting the scene over the peak of the detector on one tile in memory, in MB."""
     path = make_mosaic(scene, folder, rows, 8192)
     predictor = make_predictor(Stub().eval().requires_grad_(False), folder)
@@ -253,7 +267,7 @@ def measure_memory(scene: Path, folder: Path, rows: int) -> float:
     predictor.detector.detect(torch.zeros(1, len(BANDS), *grid.tile), [grid.tile])
     before = peak()
     predictor.predict(str(path), predictor.targets(str(path), folder / "out"), overwrite=True)
-    return peak() - before
+    return {"mb": round(peak() - before, 1), "tile": grid.tile}
 
 
 # ------------------------------------------------------------------------------------------------------ data

@@ -199,12 +199,13 @@ def _found(
     places, size = list(grid), slices.batch or batch_size(grid)
     groups = (places[start : start + size] for start in range(0, len(places), size))
     for tiles in ahead(read_tiles(source, grid, group) for group in groups):
-        found = iter(_detect(detector, tiles))
-        for tile in tiles:
-            if tile.image is None:
-                yield tile.place, Parts.none()
-            else:
-                yield tile.place, _to_parts(next(found), tile, grid, slices.score)
+        seen = iter(_detect(detector, tiles))
+        found = [
+            (tile.place, Parts.none() if tile.image is None else _to_parts(next(seen), tile, grid, slices.score))
+            for tile in tiles
+        ]
+        del tiles  # or they would still be here while others are read: two batches are enough
+        yield from found
 
 
 def _detect(detector: Detector, tiles: Sequence[Tile]) -> list[Detections]:
