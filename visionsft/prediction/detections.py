@@ -148,9 +148,8 @@ class DetectionPredictor:
         multiple = math.lcm(*cast(FeatureExtractor, self.loaded.model.backbone).strides)
         zoom = max(1.0, *(view.scale for view in self.views))  # the model sees a tile as much larger
         if zoom > 1:
-            limit, usual = (
-                side and max(int(side / zoom) // multiple, 1) * multiple for side in (limit, usual)
-            )
+            usual = max(int(usual / zoom) // multiple, 1) * multiple
+            limit = limit and max(int(limit / zoom) // multiple, 1) * multiple
         slices = self.options.slices(
             merging=self.merging,
             multiple=multiple,

@@ -34,7 +34,7 @@ class Patches:
         if count == 1:
             return Detections.none()
         boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h, _ in stats[1:].tolist()]).float()
-        light = torch.tensor([float(np.median(image[numbers == index])) for index in range(1, count)])
+        light = torch.tensor([float(image[numbers == index].max()) for index in range(1, count)])
         turned = [around(numbers == index) for index in range(1, count)] if self.turned else None
         found = Detections(
             boxes, light / 255, (light > 150).long(), turned=turned and torch.tensor(turned).float()
