@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.augment import Augment
 from datamodules.batch import Item
@@ -141,6 +142,20 @@ class CameraDetectionDataModule(DriveModule, DetectionDataModule):
         return DetectionEvaluationDataset(
             items, reader=reader, table=self._empty_table(), normalisation=self.normalisation
         )
+
+    def prepare(
+        self, picture: NDArray[Any], valid: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """A frame in memory as `prediction_dataset` gives those of files: image (3, h, w) and valid (h, w).
+
+        picture: (H, W, 3) red green blue; valid: (H, W).
+        """
+        if picture.dtype != self.dtype:
+            raise DataError(
+                f"the frames are {picture.dtype}, and the run was trained on frames of {self.dtype}"
+            )
+        raw = self._reader().resize(picture, valid)
+        return self.normalisation(raw.values, raw.valid), raw.valid
 
     # ---------------------------------------------------------------- for the base
 

@@ -233,6 +233,12 @@ class Fit:
         return max(1, round(height * share)), max(1, round(width * share))
 
 
+def _blank(image: NDArray[Any], valid: NDArray[np.bool_]) -> RawSample:
+    """image (H, W, C), valid (H, W), without labels."""
+    mask = np.full(valid.shape, IGNORE, np.uint8)
+    return RawSample(values=image.transpose(2, 0, 1), valid=valid, mask=mask)
+
+
 @dataclass(frozen=True)
 class PictureReader:
     """Reads frames that have no mask; see `datamodules.datasets.Reader`."""
@@ -242,9 +248,11 @@ class PictureReader:
     def read(self, item: Item) -> RawSample:
         """The whole frame, resized."""
         image, valid, own = read_fitted(item.image, self.fit)
-        image, valid = resize_pixels(image, valid, size=self.fit(own))
-        mask = np.full(valid.shape, IGNORE, np.uint8)
-        return RawSample(values=image.transpose(2, 0, 1), valid=valid, mask=mask)
+        return _blank(*resize_pixels(image, valid, size=self.fit(own)))
+
+    def resize(self, picture: NDArray[Any], valid: NDArray[np.bool_]) -> RawSample:
+        """The same for a frame in memory: picture (H, W, 3), valid (H, W)."""
+        return _blank(*resize_pixels(picture, valid, size=self.fit(valid.shape)))
 
     def read_mask(self, item: Item) -> NDArray[np.uint8]:
         """(H, W), all 255."""

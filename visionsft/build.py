@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning
 import torch
@@ -250,15 +250,21 @@ def choose_device(config: Config) -> torch.device:
 
 
 def views(config: Config) -> dict[str, Any]:
-    """Test-time augmentation, for `visionsft.models.views.average_views` and `average_labels`."""
-    assert isinstance(config, SegmentationConfig | ClassificationConfig)
-    return _fields(config.inference, leave_out=("tile", "overlap"))
+    """Test-time augmentation, for `visionsft.models.views`."""
+    assert isinstance(config, SegmentationConfig | DetectionConfig | ClassificationConfig)
+    return {"scales": config.inference.scales, "symmetry": config.inference.symmetry}
 
 
 def tiles(config: Config) -> dict[str, int | None]:
     """Side and overlap of the tiles of scenes, for `visionsft.prediction.tiling.plan_tiles`."""
     assert isinstance(config, SegmentationConfig | DetectionConfig)
     return {"tile": config.inference.tile, "overlap": config.inference.overlap}
+
+
+def merge(config: Config) -> Literal["nms", "wbf"]:
+    """How what several tiles or views show of one object becomes one, for `visionsft.prediction.merging.Merging`."""
+    assert isinstance(config, DetectionConfig)
+    return config.inference.merge
 
 
 def build_precision(config: Config) -> Precision:

@@ -1026,10 +1026,12 @@ class Views(Section):
     """How `evaluate` and `predict` use the model; each view costs a pass (a scale s costs s * s)."""
 
     scales: tuple[Rate, ...] = Field(
-        default=(1.0,), min_length=1, description="zooms whose probabilities are averaged"
+        default=(1.0,),
+        min_length=1,
+        description="zooms of the views that are put together: probabilities averaged, objects merged",
     )
     symmetry: Literal["none", "left_right", "d4"] = Field(
-        default="none", description="views averaged: 'left_right' for cameras, 'd4' (eight) from above"
+        default="none", description="views put together: 'left_right' for cameras, 'd4' (eight) from above"
     )
 
 
@@ -1047,7 +1049,7 @@ class Inference(Views):
     )
 
 
-class DetectionInference(Section):
+class DetectionInference(Views):
     """How `evaluate` and `predict` find objects."""
 
     tile: Positive | None = Field(
@@ -1057,6 +1059,10 @@ class DetectionInference(Section):
         default=None,
         description="pixels that neighbouring tiles have in common: no less than an object usually has; "
         "default: 128, at most a quarter of a tile",
+    )
+    merge: Literal["nms", "wbf"] = Field(
+        default="nms",
+        description="of what several tiles or views show of one object: the most certain box, or their weighted mean",
     )
 
 
@@ -1161,6 +1167,13 @@ class InstanceSegmentationConfig(DetectionConfig):
 
     task: InstanceSegmentationTask
     head: MaskRcnnHead = MaskRcnnHead()
+
+    @model_validator(mode="after")
+    def _outlines_have_one_view(self) -> Self:
+        for key, plain in (("symmetry", "none"), ("scales", (1.0,))):
+            if getattr(self.inference, key) != plain:
+                raise _conflict(f"inference.{key}", "is for boxes: outlines of several views aren't merged")
+        return self
 
 
 class ClassificationConfig(Config):

@@ -139,13 +139,13 @@ def detections_of(
     loaded: LoadedRun, items: Iterable[Item]
 ) -> Iterator[tuple[Detections, tuple[int, int]]]:
     """What is found in each item, and its (height, width), in the pixels that the model sees."""
-    from visionsft.prediction.detections import DetectionOptions, RunDetector, detection_predictor
+    from visionsft.prediction.detections import DetectionOptions, detection_predictor
     from visionsft.prediction.slicing import detect_images, detect_tiles, join_bands
 
     data: DetectionDataModule = loaded.data
     options = DetectionOptions(score=0.0)
-    slices = detection_predictor(loaded, options, turned_iou=rotated_iou).usual_slices()
-    detector, reader = RunDetector(loaded), data.reader()
+    predictor = detection_predictor(loaded, options, turned_iou=rotated_iou)
+    slices, detector, reader = predictor.usual_slices(), predictor.detector, data.reader()
     if isinstance(reader, SceneReader):
         for item in items:
             source = RegionSource(reader, item, data.normalisation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -15,6 +16,30 @@ SYMMETRIES: dict[str, tuple[tuple[int, bool], ...]] = {
     "d4": tuple(product(range(4), (False, True))),
 }
 """Quarter turns, and then whether left and right are exchanged: those of a camera, and of a view from above."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to show a model an image."""
+
+    scale: float = 1.0
+    turns: int = 0
+    """Quarter turns, as `torch.rot90` counts them."""
+    mirrored: bool = False
+    """Whether left and right are exchanged, after the turns."""
+
+    def show(self, image: Tensor) -> Tensor:
+        """image: (B, C, H, W) -> (B, C, h, w)."""
+        if self.scale != 1:
+            scaled = [max(1, round(side * self.scale)) for side in image.shape[-2:]]
+            image = F.interpolate(image, scaled, mode="bilinear", antialias=self.scale < 1)
+        image = torch.rot90(image, self.turns, (2, 3))
+        return image.flip(3) if self.mirrored else image
+
+
+def list_views(scales: Sequence[float], symmetry: str) -> list[View]:
+    """All of them; scales: zooms, symmetry: of `SYMMETRIES`."""
+    return [View(scale, *way) for scale, way in product(scales, SYMMETRIES[symmetry])]
 
 
 def average_views(
@@ -44,7 +69,7 @@ def average_labels(
     model: an image of any size -> logits (B, K). multi_label: each class has a probability of its own (sigmoid),
     else they sum to 1 (softmax).
     """
-    views = (model(view).float() for view, _, _, _ in _seen(image, scales, symmetry))
+    views = (model(view.show(image)).float() for view in list_views(scales, symmetry))
     return torch.stack([view.sigmoid() if multi_label else view.softmax(1) for view in views]).mean(0)
 
 
@@ -53,21 +78,7 @@ def _views(
 ) -> Iterator[Tensor]:
     """The logits of each view, turned and scaled back onto the image."""
     size = image.shape[-2:]
-    for view, scale, turns, mirrored in _seen(image, scales, symmetry):
-        logits = model(view)
-        logits = torch.rot90(logits.flip(3) if mirrored else logits, -turns, (2, 3))
-        yield logits if scale == 1 else F.interpolate(logits.float(), size, mode="bilinear")
-
-
-def _seen(
-    image: Tensor, scales: Sequence[float], symmetry: str
-) -> Iterator[tuple[Tensor, float, int, bool]]:
-    """Each view of the image, with its scale, its quarter turns, and whether it is mirrored after them."""
-    size = image.shape[-2:]
-    for scale, (turns, mirrored) in product(scales, SYMMETRIES[symmetry]):
-        view = image
-        if scale != 1:
-            scaled = [max(1, round(side * scale)) for side in size]
-            view = F.interpolate(image, scaled, mode="bilinear", antialias=scale < 1)
-        view = torch.rot90(view, turns, (2, 3))
-        yield view.flip(3) if mirrored else view, scale, turns, mirrored
+    for view in list_views(scales, symmetry):
+        logits = model(view.show(image))
+        logits = torch.rot90(logits.flip(3) if view.mirrored else logits, -view.turns, (2, 3))
+        yield logits if view.scale == 1 else F.interpolate(logits.float(), size, mode="bilinear")

@@ -1,12 +1,13 @@
 """Detections: scenes of any size and camera frames, from their files to finished lists of objects, by a trained run.
 
-A GeoTIFF gives a vector layer on the same ground; a frame gives COCO's JSON, and a picture with its boxes if wanted.
+A GeoTIFF gives a vector layer on the same ground; a frame gives COCO's JSON, and a picture with its boxes if wanted; a
+video, or a folder that is one drive, gives COCO's JSON of all its frames and a video with their boxes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,24 +28,35 @@ from visionsft.files import atomic_path
 from visionsft.models.detections import Detections
 from visionsft.models.inference import check_weights
 from visionsft.models.model import FeatureExtractor
+from visionsft.models.views import View, list_views
 from visionsft.prediction.inputs import stem
 from visionsft.prediction.merging import Iou, Merging
-from visionsft.prediction.objectfiles import corners, open_objects, write_coco
+from visionsft.prediction.objectfiles import corners, open_coco, open_objects, write_coco
+from visionsft.prediction.objectviews import ViewsDetector
 from visionsft.prediction.scenes import SceneSource, ahead
 from visionsft.prediction.slicing import (
     CACHE_BYTES,
     SIDE,
+    Detector,
     SceneDetections,
     Slices,
     detect_images,
     detect_tiles,
     scale_turned,
 )
-from visionsft.prediction.stills import IMAGE_SUFFIXES, frame_size, read_picture
+from visionsft.prediction.stills import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    FrameOptions,
+    frame_size,
+    is_drive,
+    read_picture,
+)
 from visionsft.prediction.tiling import is_local, size_limit
 from visionsft.prediction.vectorising import find_format
 
 if TYPE_CHECKING:
+    from visionsft.prediction import drives
     from visionsft.training.loading import LoadedRun
 
 FRAMES = 4
@@ -59,9 +71,10 @@ class DetectionOptions:
     overlap: int | None = None
     """Of the tiles, in the model's pixels; None: what the run's configuration says, else chosen. The overlap
     should be no less than an object usually has."""
-    merge: Literal["nms", "wbf"] = "nms"
+    merge: Literal["nms", "wbf"] | None = None
+    """See `visionsft.prediction.merging.Merging`; None: as the run's configuration says."""
     iou: float = 0.5
-    """See `visionsft.prediction.merging.Merging`."""
+    """See there."""
     score: float = 0.3
     """Less certain objects aren't written."""
     format: str = ".gpkg"
@@ -69,15 +82,10 @@ class DetectionOptions:
 
     def __post_init__(self) -> None:
         find_format(Path(f"objects{self.format}"), LONLAT)
-        self.slices()
+        self.slices(merging=Merging(self.merge or "nms", self.iou))
 
     def slices(
-        self,
-        *,
-        turned_iou: Iou | None = None,
-        multiple: int = 1,
-        tile: int = SIDE,
-        overlap: int | None = None,
+        self, *, merging: Merging, multiple: int = 1, tile: int = SIDE, overlap: int | None = None
     ) -> Slices:
         """How an image is cut, where the options don't say it: in tiles of that side and overlap."""
         return Slices(
@@ -85,7 +93,7 @@ class DetectionOptions:
             overlap=overlap if self.overlap is None else self.overlap,
             multiple=multiple,
             score=self.score,
-            merging=Merging(self.merge, self.iou, turned_iou),
+            merging=merging,
         )
 
 
@@ -127,23 +135,30 @@ class DetectionPredictor:
         self.data = loaded.data
         self.options = options
         self.overlay = overlay
-        self.turned_iou = turned_iou
-        self.detector = RunDetector(loaded)
+        self.merging = Merging(options.merge or loaded.merge, options.iou, turned_iou)
+        self.views = list_views(**loaded.views)
+        plain = RunDetector(loaded)
+        self.detector: Detector = plain
+        if self.views != [View()]:
+            self.detector = ViewsDetector(plain, self.views, self.merging)
 
     def slices(self, usual: int) -> Slices:
         """How images are cut. usual: side of a tile where neither options nor run say it."""
-        limit = size_limit(self.loaded.model)
-        given = self.loaded.tiles
+        limit, given = size_limit(self.loaded.model), self.loaded.tiles
+        multiple = math.lcm(*cast(FeatureExtractor, self.loaded.model.backbone).strides)
+        zoom = max(1.0, *(view.scale for view in self.views))  # the model sees a tile as much larger
+        if zoom > 1:
+            usual = max(int(usual / zoom) // multiple, 1) * multiple
+            limit = limit and max(int(limit / zoom) // multiple, 1) * multiple
         slices = self.options.slices(
-            turned_iou=self.turned_iou,
-            multiple=math.lcm(*cast(FeatureExtractor, self.loaded.model.backbone).strides),
+            merging=self.merging,
+            multiple=multiple,
             tile=given["tile"] or limit or usual,
             overlap=given["overlap"],
         )
         if limit is not None and slices.tile is not None and slices.tile > limit:
             raise ConfigError(f"tile is {slices.tile}; this model takes inputs up to {limit} x {limit}")
         return slices
-
 
     def usual_slices(self) -> Slices:
         """How images are cut."""
@@ -200,18 +215,35 @@ class SceneDetectionPredictor(DetectionPredictor):
 
 
 class FrameDetectionPredictor(DetectionPredictor):
-    """A trained detector of camera frames, ready for pictures of any size."""
+    """A trained detector of camera frames, ready for pictures of any size, videos and folders of frames."""
 
-    suffixes: ClassVar[tuple[str, ...]] = IMAGE_SUFFIXES
-    """Of frames in a folder."""
+    suffixes: ClassVar[tuple[str, ...]] = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    """Of inputs in a folder."""
+
+    def __init__(
+        self,
+        loaded: LoadedRun,
+        options: DetectionOptions = DetectionOptions(),
+        *,
+        overlay: bool = False,
+        turned_iou: Iou | None = None,
+        frames: FrameOptions = FrameOptions(),  # noqa: B008 (frozen)
+    ) -> None:
+        """frames: how videos and folders are read; there are no class maps (`masks`)."""
+        super().__init__(loaded, options, overlay=overlay, turned_iou=turned_iou)
+        self.frames = frames
 
     def targets(self, path: str, out: Path) -> dict[str, Path]:
-        """The files that a frame becomes, by kind of result."""
+        """The files that an input becomes, by kind of result."""
         files = {"objects": out / f"{stem(path)}.json"}
+        if is_drive(path):
+            return files | {"overlay": out / f"{stem(path)}_overlay.mp4"}
         return files | ({"overlay": out / f"{stem(path)}_overlay.jpg"} if self.overlay else {})
 
     def predict(self, path: str, targets: dict[str, Path], *, overwrite: bool) -> str:
-        """Make a frame's files. Returns a remark."""
+        """Make an input's files. Returns a remark."""
+        if is_drive(path):
+            return self._predict_drive(path, targets)
         outcome = next(self.predict_frames({path: targets}, overwrite=overwrite))[1]
         if isinstance(outcome, DataError):
             raise outcome
@@ -243,6 +275,41 @@ class FrameDetectionPredictor(DetectionPredictor):
             yield path, self._write(path, _at_size(found, valid, size), size, jobs[path])
         yield from problems.items()
 
+    def _predict_drive(self, path: str, targets: dict[str, Path]) -> str:
+        """Frames come in batches, of which `drives.play` holds a few."""
+        from visionsft.prediction import drives
+
+        if Path(path).is_dir():
+            drive = drives.open_frames(Path(path), rate=self.frames.rate)
+        else:
+            drive = drives.open_video(path, every=self.frames.every)
+        classes = self.data.classes
+        with open_coco(targets["objects"], names=classes.names) as writer:
+
+            def draw(shot: drives.Shot, found: SceneDetections) -> NDArray[np.uint8]:
+                height, width = shot.picture.shape[:2]
+                image = {"id": shot.index, "file_name": shot.name, "height": height, "width": width}
+                writer.add(found, image | {"time": round(float(shot.time), 6)})
+                return draw_objects(drives.eight_bit(shot.picture), found, classes)
+
+            drives.play(drive, targets["overlay"], look=self._look, draw=draw, batch=2 * FRAMES)
+        return f"{writer.count} objects in {writer.frames} frames"
+
+    def _look(self, shots: Sequence[drives.Shot]) -> list[SceneDetections]:
+        """What frames in memory show, in their own pixels."""
+        seen: list[Tensor] = []
+
+        def images() -> Iterator[tuple[Tensor, Tensor]]:
+            for shot in shots:
+                measured = np.ones(shot.picture.shape[:2], bool) if shot.valid is None else shot.valid
+                image, valid = map(torch.from_numpy, self.data.prepare(shot.picture, measured))
+                seen.append(valid)
+                yield image, valid
+
+        found = list(detect_images(self.detector, images(), slices=self.usual_slices(), batch=FRAMES))
+        rows = zip(found, seen, shots, strict=True)
+        return [_at_size(each, valid, shot.picture.shape[:2]) for each, valid, shot in rows]
+
     def _open(self, path: str) -> tuple[tuple[int, int], Tensor, Tensor] | DataError:
         """Size of the frame's file, image (C, h, w) and valid (h, w) as the model sees it; or what is wrong."""
         try:
@@ -270,11 +337,12 @@ def detection_predictor(
     *,
     overlay: bool = False,
     turned_iou: Iou | None = None,
+    frames: FrameOptions = FrameOptions(),  # noqa: B008 (frozen)
 ) -> SceneDetectionPredictor | FrameDetectionPredictor:
-    """The one that suits the run's data."""
-    on_ground = hasattr(loaded.data, "prediction_scene")
-    kind = SceneDetectionPredictor if on_ground else FrameDetectionPredictor
-    return kind(loaded, options, overlay=overlay, turned_iou=turned_iou)
+    """The one that suits the run's data; frames: see `FrameDetectionPredictor`."""
+    if hasattr(loaded.data, "prediction_scene"):
+        return SceneDetectionPredictor(loaded, options, overlay=overlay, turned_iou=turned_iou)
+    return FrameDetectionPredictor(loaded, options, overlay=overlay, turned_iou=turned_iou, frames=frames)
 
 
 def draw_objects(picture: NDArray[np.uint8], found: SceneDetections, classes: Classes) -> NDArray[np.uint8]:

@@ -1,4 +1,6 @@
-"""Drives: videos and folders of camera frames, predicted as one sequence into class maps and an overlay video.
+"""Drives: videos and folders of camera frames, predicted as one sequence, with an overlay video.
+
+Here they become class maps; `visionsft.prediction.detections` finds their objects.
 
 Reading, model and writing overlap: one thread reads the next batch while the model works on this one and another
 thread draws, encodes and writes the one before. No more than four batches of frames are held, however long the
@@ -21,7 +23,7 @@ from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import cv2
 import numpy as np
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 """(H, W, 3) red green blue."""
+Found = TypeVar("Found")
+"""What a frame shows."""
 Classify = Callable[[list[Pixels]], list[NDArray[np.uint8]]]
 """Frames of any size -> class indices (H, W) of the same size; 255 = no class."""
 
@@ -77,14 +81,10 @@ def predict_video(
     overlay plays in step with the video. Returns the files written, the overlay first; either all of them are
     there in the end or, after an error, none.
     """
-    header = read_video_header(path)
+    drive = open_video(path, every=every)
     files = DriveFiles.of(out, Path(path).stem, masks=masks)
     files.refuse_what_exists(overwrite=overwrite)
-    shots = (
-        _Shot(f"{frame.index:06d}", frame.picture, frame.time) for frame in read_video(path, every=every)
-    )
-    video = OverlayVideo(files.overlay, size=header.size, rate=header.rate / every, tick=header.tick)
-    return _predict_shots(shots, video, files, classify=classify, classes=classes, batch=batch)
+    return _predict_maps(drive, files, classify=classify, classes=classes, batch=batch)
 
 
 def predict_frames(
@@ -105,17 +105,12 @@ def predict_frames(
     maps have their own frame's size. The other options and the result are those of `predict_video`.
     """
     folder = Path(folder).resolve()
-    paths = sorted(
-        map(Path, find_inputs([folder], suffixes=IMAGE_SUFFIXES)), key=lambda path: _natural(path.name)
-    )
-    _refuse_equal_stems(paths)
+    drive = open_frames(folder, rate=rate)
     files = DriveFiles.of(out, folder.name, masks=masks)
     if files.masks is not None and files.masks.resolve() == folder:
         raise WriteError(f"{folder}: is an input; choose another folder for the predictions")
     files.refuse_what_exists(overwrite=overwrite)
-    height, width = read_image(str(paths[0]))[1].shape
-    video = OverlayVideo(files.overlay, size=(height, width), rate=Fraction(rate))
-    return _predict_shots(_read_shots(paths), video, files, classify=classify, classes=classes, batch=batch)
+    return _predict_maps(drive, files, classify=classify, classes=classes, batch=batch)
 
 
 @dataclass(frozen=True)
@@ -153,50 +148,113 @@ def _is_class_map(path: Path) -> bool:
         return False
 
 
+def _predict_maps(
+    drive: Drive, files: DriveFiles, *, classify: Classify, classes: Classes, batch: int
+) -> list[Path]:
+    """The files written."""
+    written = [files.overlay]
+    with ExitStack() as stack:
+        folder = None if files.masks is None else stack.enter_context(atomic_folder(files.masks))
+
+        def draw(shot: Shot, found: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            seen = found if shot.valid is None else np.where(shot.valid, found, np.uint8(IGNORE))
+            if folder is not None and files.masks is not None:
+                write_indexed(folder / f"{shot.name}{MAP_SUFFIX}", seen, classes)
+                written.append(files.masks / f"{shot.name}{MAP_SUFFIX}")
+            return draw_overlay(eight_bit(shot.picture), seen, classes.colours)
+
+        play(
+            drive,
+            files.overlay,
+            look=lambda shots: classify([shot.picture for shot in shots]),
+            draw=draw,
+            batch=batch,
+        )
+    return written
+
+
 @dataclass(frozen=True)
-class _Shot:
+class Shot:
     """A frame of a drive."""
 
+    index: int
+    """From 0, in the order shown."""
     name: str
     picture: Pixels
-    time: Fraction | None = None
+    time: Fraction
     """Seconds from the first frame."""
     valid: NDArray[np.bool_] | None = None
     """(H, W): False where the picture is transparent."""
 
 
-def _predict_shots(
-    shots: Generator[_Shot],
-    video: OverlayVideo,
-    files: DriveFiles,
+@dataclass(frozen=True)
+class Drive:
+    """A sequence of frames, to be gone through once."""
+
+    shots: Generator[Shot]
+    size: tuple[int, int]
+    """(height, width) of the first frame."""
+    rate: Fraction
+    """Frames a second, the mean if it varies."""
+    tick: Fraction
+    """Seconds; times of frames are multiples of it."""
+
+
+def open_video(path: str | Path, *, every: int = 1) -> Drive:
+    """Each n-th frame of a video, named by its index."""
+    header = read_video_header(path)
+    shots = (
+        Shot(frame.index, f"{frame.index:06d}", frame.picture, frame.time)
+        for frame in read_video(path, every=every)
+    )
+    return Drive(shots, header.size, header.rate / every, header.tick)
+
+
+def open_frames(folder: Path, *, rate: Fraction | int) -> Drive:
+    """The pictures directly in the folder, named by their stems, in natural order."""
+    paths = sorted(
+        map(Path, find_inputs([folder], suffixes=IMAGE_SUFFIXES)), key=lambda path: _natural(path.name)
+    )
+    _refuse_equal_stems(paths)
+    height, width = read_image(str(paths[0]))[1].shape
+    return Drive(_read_shots(paths, Fraction(rate)), (height, width), Fraction(rate), 1 / Fraction(rate))
+
+
+def play(
+    drive: Drive,
+    overlay: Path,
     *,
-    classify: Classify,
-    classes: Classes,
+    look: Callable[[list[Shot]], Sequence[Found]],
+    draw: Callable[[Shot, Found], NDArray[np.uint8]],
     batch: int,
-) -> list[Path]:
-    """At any time one batch is read, one is classified (in the caller's thread) and one is written."""
-    height, width = video.size
+) -> None:
+    """Write the overlay video of a drive. At any time one batch is read, one looked at and one drawn and written.
+
+    look: called in the caller's thread -> what each frame shows. draw: called for each frame in their order, in
+    another thread, where it may also write what was found -> the overlay (H, W, 3) red green blue.
+    """
+    height, width = drive.size
     batch = min(batch, max(1, BATCH_PIXELS // (height * width)))
-    written = [files.overlay]
     with ExitStack() as stack:
-        folder = None if files.masks is None else stack.enter_context(atomic_folder(files.masks))
-        stack.enter_context(video)
-        stack.enter_context(closing(shots))
+        video = stack.enter_context(OverlayVideo(overlay, size=drive.size, rate=drive.rate, tick=drive.tick))
+        stack.enter_context(closing(drive.shots))
         reader, writer = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
+
+        def write(chunk: list[Shot], found: Sequence[Found]) -> None:
+            for shot, each in zip(chunk, found, strict=True):
+                video.add(draw(shot, each), time=shot.time)
+
         before: Future[None] | None = None
-        for chunk in progress(_read_ahead(shots, batch, reader), f"predicting {files.overlay.stem}"):
-            maps = classify([shot.picture for shot in chunk])
+        for chunk in progress(_read_ahead(drive.shots, batch, reader), f"predicting {overlay.stem}"):
+            found = look(chunk)
             if before is not None:
                 before.result()
-            before = writer.submit(_write, chunk, maps, video, folder, classes)
-            if files.masks is not None:
-                written += [files.masks / f"{shot.name}{MAP_SUFFIX}" for shot in chunk]
+            before = writer.submit(write, chunk, found)
         if before is not None:
             before.result()
-    return written
 
 
-def _read_ahead(shots: Iterator[_Shot], batch: int, reader: ThreadPoolExecutor) -> Iterator[list[_Shot]]:
+def _read_ahead(shots: Iterator[Shot], batch: int, reader: ThreadPoolExecutor) -> Iterator[list[Shot]]:
     """Batches of frames, each read while the one before is worked on."""
     ahead = reader.submit(list, islice(shots, batch))
     while chunk := ahead.result():
@@ -204,29 +262,15 @@ def _read_ahead(shots: Iterator[_Shot], batch: int, reader: ThreadPoolExecutor) 
         yield chunk
 
 
-def _write(
-    chunk: Sequence[_Shot],
-    maps: Sequence[NDArray[np.uint8]],
-    video: OverlayVideo,
-    folder: Path | None,
-    classes: Classes,
-) -> None:
-    for shot, found in zip(chunk, maps, strict=True):
-        seen = found if shot.valid is None else np.where(shot.valid, found, np.uint8(IGNORE))
-        video.add(draw_overlay(_eight_bit(shot.picture), seen, classes.colours), time=shot.time)
-        if folder is not None:
-            target = folder / f"{shot.name}{MAP_SUFFIX}"
-            write_indexed(target, seen, classes)
-
-
-def _eight_bit(picture: Pixels) -> NDArray[np.uint8]:
+def eight_bit(picture: Pixels) -> NDArray[np.uint8]:
+    """As a picture looks."""
     return np.asarray(picture if picture.dtype == np.uint8 else picture // 257, np.uint8)
 
 
-def _read_shots(paths: Sequence[Path]) -> Generator[_Shot]:
-    for path in paths:
+def _read_shots(paths: Sequence[Path], rate: Fraction) -> Generator[Shot]:
+    for index, path in enumerate(paths):
         picture, valid = read_image(str(path))
-        yield _Shot(path.stem, picture, valid=valid)
+        yield Shot(index, path.stem, picture, index / rate, valid=valid)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -18,7 +18,8 @@ tile to come can link anything to them; held are those that reach the next row o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -58,6 +59,8 @@ class Merging:
     """From which on two boxes of different tiles are duplicates."""
     turned_iou: Iou | None = None
     """For turned boxes; None: that of the upright boxes around them."""
+    adds: bool = False
+    """Whether a fused box has the sum of its boxes' scores, and not their mean."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("nms", "wbf"):
@@ -144,9 +147,11 @@ class Links:
     """(L,) the first one's side where the two may be joined; -1: there is none."""
     likeness: Floats
     """(L,) of the parts across the seam, in 0..1."""
+    alike: NDArray[np.bool_]
+    """(L,) of high intersection over union."""
 
     def take(self, index: NDArray[np.generic]) -> Links:
-        return Links(self.pairs[index], self.sides[index], self.likeness[index])
+        return Links(self.pairs[index], self.sides[index], self.likeness[index], self.alike[index])
 
 
 def find_links(first: Parts, second: Parts, grid: Grid, merging: Merging) -> Links:
@@ -154,18 +159,25 @@ def find_links(first: Parts, second: Parts, grid: Grid, merging: Merging) -> Lin
     if not (len(first) and len(second)):
         return _concatenate_links([])
     same = first.labels[:, None] == second.labels
+    alike = _alike(first, second, merging)
     low = np.maximum(first.boxes[:, None, :2], second.boxes[:, :2])
     common = np.minimum(first.boxes[:, None, 2:], second.boxes[:, 2:]) - low
-    alike = same & (_iou(first, second, merging) >= merging.iou)
-    inside = (_share(first.boxes, second.boxes) >= CONTAINED) & first.cut.any(1, keepdims=True)
-    inside |= (_share(second.boxes, first.boxes) >= CONTAINED).T & second.cut.any(1)
-    found = [_listed(alike | (same & inside), -1, np.ones(same.shape))]
+    inside = (_share(first.boxes[:, None], second.boxes) >= CONTAINED) & first.cut.any(1, keepdims=True)
+    inside |= (_share(second.boxes, first.boxes[:, None]) >= CONTAINED) & second.cut.any(1)
+    found = [_listed(alike | (same & inside), -1, np.ones(same.shape), alike)]
     steps = second.tiles[0] - first.tiles[0]
     for axis, step, strip in ((0, steps[1], grid.cols.overlap), (1, steps[0], grid.rows.overlap)):
         if step:
             side = (RIGHT if step > 0 else LEFT) + axis
-            found.append(_facing(first, second, common, same, axis=axis, side=side, strip=strip))
+            likeness, joined = _facing(first, second, common, same, axis=axis, side=side, strip=strip)
+            found.append(_listed(joined, side, likeness, alike))
     return Links(*(np.concatenate(each) for each in zip(*found, strict=True)))
+
+
+def _alike(first: Parts, second: Parts, merging: Merging) -> NDArray[np.bool_]:
+    """(N, M) of one class and of high intersection over union."""
+    same = first.labels[:, None] == second.labels
+    return np.asarray(same & (_iou(first, second, merging) >= merging.iou), np.bool_)
 
 
 def _facing(
@@ -177,8 +189,11 @@ def _facing(
     axis: int,
     side: int,
     strip: int,
-) -> tuple[Ints, Ints, Floats]:
-    """Parts that end at the facing borders of their tiles. common: (N, M, 2) of their extents, negative: a gap."""
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """(N, M) each: likeness of parts, and whether they end at the facing borders of their tiles.
+
+    common: (N, M, 2) of their extents, negative: a gap.
+    """
     across = 1 - axis
     a, b = (parts.boxes[:, across + 2] - parts.boxes[:, across] for parts in (first, second))
     shared: Floats = common[..., across]
@@ -188,24 +203,25 @@ def _facing(
     through = common[..., axis] >= strip / 2 - gap
     facing = first.cut[:, side][:, None] & second.cut[:, (side + 2) % 4]
     joined = same & facing & through & (shared >= ALIGNED * shorter)
-    likeness = shared / np.maximum(a[:, None] + b - shared, 1e-6)
-    return _listed(joined, side, likeness)
+    return shared / np.maximum(a[:, None] + b - shared, 1e-6), joined
 
 
-def _listed(linked: NDArray[np.bool_], side: int, likeness: Floats) -> tuple[Ints, Ints, Floats]:
+def _listed(
+    linked: NDArray[np.bool_], side: int, likeness: Floats, alike: NDArray[np.bool_]
+) -> tuple[Ints, Ints, Floats, NDArray[np.bool_]]:
     pairs = np.argwhere(linked)
-    return pairs, np.full(len(pairs), side), likeness[linked]
+    return pairs, np.full(len(pairs), side), likeness[linked], alike[linked]
 
 
 def _share(boxes: Floats, others: Floats) -> Floats:
-    """(N, 4), (M, 4) -> (N, M) share of each box that lies in each of the others, these a little enlarged."""
-    low = np.maximum(boxes[:, None, :2], others[:, :2] - SLACK)
-    shared = (np.minimum(boxes[:, None, 2:], others[:, 2:] + SLACK) - low).clip(0).prod(2)
-    return np.asarray(shared / _areas(boxes)[:, None], np.float64)
+    """(..., 4), (..., 4) -> (...) share of each box that lies in the other one, that a little enlarged."""
+    low = np.maximum(boxes[..., :2], others[..., :2] - SLACK)
+    shared = (np.minimum(boxes[..., 2:], others[..., 2:] + SLACK) - low).clip(0).prod(-1)
+    return np.asarray(shared / _areas(boxes), np.float64)
 
 
 def _areas(boxes: Floats) -> Floats:
-    return np.maximum((boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1), 1e-6)
+    return np.maximum((boxes[..., 2:] - boxes[..., :2]).clip(0).prod(-1), 1e-6)
 
 
 def _iou(first: Parts, second: Parts, merging: Merging) -> Floats:
@@ -255,8 +271,8 @@ class Merger:
         """The parts of the next tile."""
         if not len(parts):
             return
-        if self.merging.kind == "wbf" and parts.turned is not None:
-            raise ConfigError("merge is 'wbf', which is for upright boxes; for turned boxes use nms")
+        if self.merging.kind == "wbf":
+            _refuse_turned(parts)
         row, col = place
         for before in ((row - 1, col - 1), (row - 1, col), (row - 1, col + 1), (row, col - 1)):
             if before in self._at:
@@ -266,7 +282,7 @@ class Merger:
                 links = find_links(others.take(theirs), parts.take(mine), self.grid, self.merging)
                 first, second = links.pairs.T
                 pairs = np.stack([theirs[first] + start, mine[second] + self._count], axis=1)
-                self._links.append(Links(pairs, links.sides, links.likeness))
+                self._links.append(replace(links, pairs=pairs))
         self._at[place] = self._count, parts
         self._parts.append(parts)
         self._count += len(parts)
@@ -296,7 +312,7 @@ class Merger:
         """Keep these parts; only those of row `row` can get new links."""
         number = np.full(len(parts), -1)
         number[stays] = np.arange(len(stays))
-        self._links = [Links(number[links.pairs], links.sides, links.likeness)]
+        self._links = [replace(links, pairs=number[links.pairs])]
         kept = parts.take(stays)  # still tile by tile
         self._parts, self._count, self._at = [kept], len(kept), {}
         for col in np.unique(kept.tiles[kept.tiles[:, 0] == row, 1]).tolist():
@@ -315,6 +331,28 @@ def merge_tiles(
             yield _in_order(merger.finish_row(row))
 
 
+def merge_views(views: Sequence[Parts], merging: Merging = Merging()) -> Parts:
+    """What several views of one image show together, the most certain first: duplicates alone, as nothing is cut.
+
+    views: of each, whose number is the column in `Parts.tiles`. With wbf an object that some views miss is as much
+    less certain, as in the paper: all of them have looked at it.
+    """
+    if merging.kind == "wbf":
+        _refuse_turned(concatenate(views))
+        views = [replace(each, scores=each.scores / len(views)) for each in views]
+        merging = replace(merging, adds=True)
+    parts, starts = concatenate(views), np.cumsum([0, *map(len, views)])
+    links = []
+    for (start, first), (other, second) in combinations(zip(starts, views, strict=False), 2):
+        if len(first) and len(second):
+            alike = _alike(first, second, merging)
+            found = Links(*_listed(alike, -1, np.ones(alike.shape), alike))
+            links.append(replace(found, pairs=found.pairs + np.array([start, other])))
+    together = _concatenate_links(links)
+    groups = _group(together.pairs, len(parts))
+    return _in_order(_decide(parts, together, groups, np.arange(len(parts)), merging))
+
+
 def _in_order(parts: Parts) -> Parts:
     """By score, and by place where it is the same."""
     keys = (*parts.boxes.T[::-1], parts.labels, -parts.scores)
@@ -323,8 +361,8 @@ def _in_order(parts: Parts) -> Parts:
 
 def _concatenate_links(links: Sequence[Links]) -> Links:
     if not links:
-        return Links(np.empty((0, 2), np.int64), np.empty(0, np.int64), np.empty(0))
-    names = ("pairs", "sides", "likeness")
+        return Links(np.empty((0, 2), np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, bool))
+    names = ("pairs", "sides", "likeness", "alike")
     return Links(*(np.concatenate([getattr(each, name) for each in links]) for name in names))
 
 
@@ -334,25 +372,62 @@ def _group(pairs: Ints, count: int) -> Ints:
     return np.asarray(connected_components(coo_array((ones, pairs.T), (count, count)), directed=False)[1])
 
 
+def _refuse_turned(parts: Parts) -> None:
+    if parts.turned is not None:
+        raise ConfigError("merge is 'wbf', which is for upright boxes; for turned boxes use nms")
+
+
 # ------------------------------------------------------------------------------------------------- decisions
 
 
 def _decide(parts: Parts, links: Links, groups: Ints, ready: Ints, merging: Merging) -> Parts:
     """The objects of the groups to which the parts `ready` belong."""
-    order = ready[np.argsort(groups[ready], kind="stable")]
+    joins = links.sides >= 0
+    if merging.kind == "wbf":
+        joins[:] = True  # boxes change there, too
+    slow = np.zeros(len(parts), bool)  # by the number of a group, of which there are no more than parts
+    slow[groups[links.pairs[joins, 0]]] = True
+    plain = ready[~slow[groups[ready]]]
+    number = np.full(len(parts), -1)
+    number[plain] = np.arange(len(plain))
+    own = links.take(~slow[groups[links.pairs[:, 0]]])
+    found = [_choose(parts.take(plain), replace(own, pairs=number[own.pairs]))]
+    order = ready[slow[groups[ready]]]
+    order = order[np.argsort(groups[order], kind="stable")]
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    sizes = np.diff(np.append(starts, len(order)))
-    alone = np.repeat(sizes == 1, sizes)
-    found = [parts.take(order[alone])]
     by_group = np.argsort(groups[links.pairs[:, 0]], kind="stable")
     owners = groups[links.pairs[by_group, 0]]
-    for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
-        members = np.sort(order[start : start + size])
+    for members in np.split(order, starts[1:]) if len(order) else ():
         first, last = np.searchsorted(owners, groups[members[0]] + np.arange(2))
         own = links.take(by_group[first:last])
-        local = Links(np.searchsorted(members, own.pairs), own.sides, own.likeness)
+        local = replace(own, pairs=np.searchsorted(members, own.pairs))
         found.append(resolve(parts.take(members), local, merging))
     return concatenate(found)
+
+
+def _choose(parts: Parts, links: Links) -> Parts:
+    """What `resolve` leaves of parts that are only dropped, of any number of groups at once.
+
+    Their boxes stay as they are, so that all they have to do with each other is in the links.
+    """
+    first, second = links.pairs.T
+    rank = _fullness(parts)
+    gone = np.zeros(len(parts), bool)
+    for inner, outer in ((first, second), (second, first)):
+        inside = _share(parts.boxes[inner], parts.boxes[outer]) >= CONTAINED
+        gone[inner[inside & parts.cut[inner].any(1) & (rank[inner] < rank[outer])]] = True
+    place = np.empty(len(parts), np.int64)
+    place[_by_certainty(parts)] = np.arange(len(parts))
+    better = np.where(place[first] < place[second], first, second)[links.alike]
+    worse = (first + second)[links.alike] - better
+    open_ = ~gone[better] & ~gone[worse]
+    while open_.any():
+        better, worse = better[open_], worse[open_]
+        beaten = np.zeros(len(parts), bool)
+        beaten[worse] = True
+        gone[worse[~beaten[better]]] = True  # by one that nothing beats
+        open_ = ~gone[better] & ~gone[worse]
+    return parts.take(~gone)
 
 
 def resolve(parts: Parts, links: Links, merging: Merging) -> Parts:
@@ -363,10 +438,10 @@ def resolve(parts: Parts, links: Links, merging: Merging) -> Parts:
     joined, seen = joined.take(kept), seen[kept]
     apart = np.asarray(seen @ seen.T == 0, np.bool_)
     duplicates = (_iou(joined, joined, merging) >= merging.iou) & apart
-    order = np.lexsort((*joined.boxes.T[::-1], -joined.scores))
+    order = _by_certainty(joined)
     if merging.kind == "nms":
         return joined.take(_suppress(order, duplicates))
-    return _fuse(joined, seen, order, merging.iou)
+    return _fuse(joined, seen, order, merging.iou, adds=merging.adds)
 
 
 def _join(parts: Parts, links: Links) -> tuple[Parts, Ints]:
@@ -441,12 +516,22 @@ def _tiles_of(parts: Parts, owners: Ints) -> NDArray[np.int64]:
 
 def _fullest(parts: Parts, seen: Ints) -> NDArray[np.bool_]:
     """(N,) bool: not a cut box that lies in a larger one of another tile. seen: see `_tiles_of`."""
-    cut = parts.cut.any(1)
-    rank = np.empty(len(parts), np.int64)
-    rank[np.lexsort((parts.scores, ~cut, _areas(parts.boxes)))] = np.arange(len(parts))
+    cut, rank = parts.cut.any(1), _fullness(parts)
     elsewhere = (seen.sum(1) - seen @ seen.T) > 0  # [i, j]: j has a part in a tile where i has none
-    fuller = (_share(parts.boxes, parts.boxes) >= CONTAINED) & (rank[:, None] < rank) & elsewhere
-    return ~(cut & fuller.any(1))
+    inside = _share(parts.boxes[:, None], parts.boxes) >= CONTAINED
+    return ~(cut & (inside & (rank[:, None] < rank) & elsewhere).any(1))
+
+
+def _fullness(parts: Parts) -> Ints:
+    """(N,) rank of each by size; of equal ones those that aren't cut are fuller, and then the more certain ones."""
+    rank = np.empty(len(parts), np.int64)
+    rank[np.lexsort((parts.scores, ~parts.cut.any(1), _areas(parts.boxes)))] = np.arange(len(parts))
+    return rank
+
+
+def _by_certainty(parts: Parts) -> Ints:
+    """Indices, the most certain first, and by place where it is the same."""
+    return np.lexsort((*parts.boxes.T[::-1], -parts.scores))
 
 
 def _suppress(order: Ints, duplicates: NDArray[np.bool_]) -> Ints:
@@ -460,7 +545,7 @@ def _suppress(order: Ints, duplicates: NDArray[np.bool_]) -> Ints:
     return np.array(kept, np.int64)
 
 
-def _fuse(parts: Parts, seen: Ints, order: Ints, iou: float) -> Parts:
+def _fuse(parts: Parts, seen: Ints, order: Ints, iou: float, *, adds: bool) -> Parts:
     """Weighted boxes fusion: each box joins the fused box that it overlaps most, if no tile would be there twice."""
     fused: list[Floats] = []
     members: list[list[int]] = []
@@ -479,7 +564,9 @@ def _fuse(parts: Parts, seen: Ints, order: Ints, iou: float) -> Parts:
             parts.boxes[members[best]], axis=0, weights=parts.scores[members[best]] + 1e-9
         )
     leaders = parts.take(np.array([cluster[0] for cluster in members]))
-    scores = np.array([parts.scores[cluster].mean() for cluster in members])
+    scores = np.array([parts.scores[cluster].sum() for cluster in members])
+    if not adds:
+        scores /= [len(cluster) for cluster in members]
     return Parts(
         np.array(fused), scores, leaders.labels, leaders.cut, leaders.tiles, leaders.turned, leaders.outlines
     )

@@ -7,10 +7,12 @@ file has its name only once it is complete. A box is a quadrilateral on the grou
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 import numpy as np
 from affine import Affine
@@ -120,19 +122,49 @@ def outlines_of(found: SceneDetections) -> NDArray[np.object_]:
 def write_coco(
     path: str | Path, found: SceneDetections, *, image: str, size: tuple[int, int], names: Sequence[str]
 ) -> None:
-    """The objects of one frame, as COCO's annotations with scores. size: (H, W) of the frame.
+    """The objects of one frame, image 1, as COCO's annotations with scores. size: (H, W) of the frame."""
+    with open_coco(path, names=names) as writer:
+        writer.add(found, {"id": 1, "file_name": image, "height": size[0], "width": size[1]})
 
-    Image 1; categories are the class indices, from 0, with their names. Outlines and turned boxes are polygons
-    under "segmentation"; COCO's polygons have no holes.
+
+@contextmanager
+def open_coco(path: str | Path, *, names: Sequence[str]) -> Iterator[CocoWriter]:
+    """A writer for the objects of any number of frames; the file has its name only once the block has ended well.
+
+    Categories are the class indices, from 0, with their names. Outlines and turned boxes are polygons under
+    "segmentation"; COCO's polygons have no holes.
     """
-    whole = {
-        "images": [{"id": 1, "file_name": image, "height": size[0], "width": size[1]}],
-        "categories": [{"id": index, "name": name} for index, name in enumerate(names)],
-        "annotations": [
-            {"id": number, **each} for number, each in enumerate(_annotations(found, image_id=1), 1)
-        ],
-    }
-    write_text(path, json.dumps(whole))
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="\n") as file,
+        TemporaryFile("w+", encoding="utf-8", dir=temporary.parent) as images,
+    ):
+        categories = [{"id": index, "name": name} for index, name in enumerate(names)]
+        file.write(f'{{"categories": {json.dumps(categories)}, "annotations": [')
+        yield CocoWriter(file, cast(TextIO, images))
+        file.write('], "images": [')
+        images.seek(0)
+        shutil.copyfileobj(images, file)
+        file.write("]}")
+
+
+class CocoWriter:
+    """Writes frame by frame: no more than one frame's objects are held."""
+
+    def __init__(self, annotations: TextIO, images: TextIO) -> None:
+        self._annotations, self._images = annotations, images
+        self.count, self.frames = 0, 0
+        """Objects and frames so far."""
+
+    def add(self, found: SceneDetections, image: Mapping[str, object]) -> None:
+        """The next frame's. image: its entry under "images"; its "id" is that of the objects' "image_id"."""
+        self._images.write((",\n" if self.frames else "") + json.dumps(image))
+        self.frames += 1
+        for each in _annotations(found, image_id=image["id"]):
+            self.count += 1
+            self._annotations.write(
+                (",\n" if self.count > 1 else "") + json.dumps({"id": self.count, **each})
+            )
 
 
 def join_coco(files: Iterable[Path], results: str | Path, images: str | Path) -> None:
@@ -156,7 +188,7 @@ def join_coco(files: Iterable[Path], results: str | Path, images: str | Path) ->
     write_text(images, json.dumps({"images": listed, "categories": categories}))
 
 
-def _annotations(found: SceneDetections, *, image_id: int) -> Iterator[dict[str, Any]]:
+def _annotations(found: SceneDetections, *, image_id: object) -> Iterator[dict[str, Any]]:
     rings = _rings(found)
     rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), rings, strict=True)
     for (x1, y1, x2, y2), score, label, polygons in rows:

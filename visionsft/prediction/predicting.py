@@ -2,7 +2,7 @@
 
 A GeoTIFF gives Cloud-Optimised GeoTIFFs on the same ground (uint8, 255 = nodata, with colour table and class names);
 a frame gives an indexed PNG with the classes' colours as palette. Both have the size of their input, whatever size
-or resolution the model works at. A detection run gives a vector layer, and COCO's JSON.
+or resolution the model works at. A detection run gives a vector layer, and COCO's JSON. Drives become videos, too.
 """
 
 from __future__ import annotations
@@ -107,10 +107,11 @@ def predict(
 
     inputs: files, folders (what lies directly in them), globs, .txt lists of them, and paths that GDAL fetches.
     Of a classification run the one file is a table of all inputs, see `visionsft.prediction.labelling`.
-    resume: keep finished results that exist. scenes, frames: what a segmentation run makes of GeoTIFFs, and of
-    pictures and videos; objects: what a detection run makes of either; labels: what a classification run says.
-    engine: 'ray' spreads scenes and row bands of large ones over a Ray cluster. An input that can't be used doesn't
-    keep the others from being predicted; a DataError names all such inputs at the end.
+    resume: keep finished results that exist. scenes: what a segmentation run makes of GeoTIFFs; frames: how videos
+    and folders of frames are read; objects: what a detection run makes of scenes and frames; labels: what a
+    classification run says. engine: 'ray' spreads scenes and row bands of large ones over a Ray cluster.
+    An input that can't be used doesn't keep the others from being predicted; a DataError names all such inputs at
+    the end.
     """
     predictions = predict_all(
         run, inputs, out, overwrite=overwrite, resume=resume, overlay=overlay, scenes=scenes, frames=frames,
@@ -170,27 +171,24 @@ def _predictor(
     engine: Engine,
 ) -> Predictor:
     """The one that suits the run; options for the others are refused."""
+    on_ground = hasattr(loaded.data, "prediction_scene")
+    if on_ground and (given := _changed(frames)):
+        raise ConfigError(f"{given}: for camera frames and videos; this run was trained on GeoTIFF scenes")
     if isinstance(loaded.data, DetectionDataModule):
-        names = [_changed(scenes), _changed(frames), "engine" if engine != "local" else ""]
+        names = [_changed(scenes), "" if frames.masks else "masks", "engine" if engine != "local" else ""]
         if said := ", ".join(filter(None, names)):
             raise ConfigError(f"{said}: for class maps; this run was trained to detect objects")
-        return detection_predictor(loaded, objects, overlay=overlay, turned_iou=rotated_iou)
+        return detection_predictor(loaded, objects, overlay=overlay, turned_iou=rotated_iou, frames=frames)
     if given := _changed(objects):
         raise ConfigError(f"{given}: for detection; this run was trained to make class maps")
     if isinstance(loaded.data, GeoTiffDataModule):
-        if given := _changed(frames):
-            raise ConfigError(
-                f"{given}: for camera frames and videos; this run was trained on GeoTIFF scenes"
-            )
         return ScenePredictor(loaded, scenes, overlay=overlay)
     if given := _changed(scenes) or ("engine" if engine != "local" else ""):
         raise ConfigError(f"{given}: for GeoTIFF scenes; this run was trained on camera frames")
     return StillPredictor(loaded, frames, overlay=overlay)
 
 
-def _refuse_maps(
-    wanted: Mapping[str, bool], *others: SceneOptions | FrameOptions | DetectionOptions
-) -> None:
+def _refuse_maps(wanted: Mapping[str, bool], *others: SceneOptions | FrameOptions | DetectionOptions) -> None:
     """A classification run makes one table and no maps."""
     names = [*(name for name, value in wanted.items() if value), *map(_changed, others)]
     if given := ", ".join(filter(None, names)):
@@ -238,9 +236,7 @@ def _outcomes(
     return (_predict_one(predictor, path, targets, overwrite) for path, targets in jobs.items())
 
 
-def _predict_one(
-    predictor: Predictor, path: str, targets: dict[str, Path], overwrite: bool
-) -> Outcome:
+def _predict_one(predictor: Predictor, path: str, targets: dict[str, Path], overwrite: bool) -> Outcome:
     start = time.perf_counter()
     try:
         remark = predictor.predict(path, targets, overwrite=overwrite)

@@ -31,7 +31,7 @@ from visionsft.prediction.merging import Merging, Parts, find_cuts, merge_tiles
 from visionsft.prediction.scenes import ArraySource, SceneSource, Source, Tile, ahead, read_tiles
 from visionsft.prediction.tiling import batch_size, lay_tiles
 
-SIDE, OVERLAP = 2048 + 128, 128
+SIDE, OVERLAP = 2688 + 128, 128
 """Of tiles, in pixels, where nothing else is said."""
 CACHE_BYTES = 64 * 2**20
 """GDAL's, for the blocks that neighbouring tiles share."""
@@ -54,7 +54,7 @@ class Slices:
     """How an image is cut and put together again."""
 
     tile: int | None = None
-    """Side, in the model's pixels; None: 2176."""
+    """Side, in the model's pixels; None: 2816."""
     overlap: int | None = None
     """In the model's pixels: no less than an object usually has. Larger ones are put together from their parts, but
     no tile saw them whole. None: 128, or a quarter of a smaller tile; at most half of a tile."""
@@ -199,12 +199,13 @@ def _found(
     places, size = list(grid), slices.batch or batch_size(grid)
     groups = (places[start : start + size] for start in range(0, len(places), size))
     for tiles in ahead(read_tiles(source, grid, group) for group in groups):
-        found = iter(_detect(detector, tiles))
-        for tile in tiles:
-            if tile.image is None:
-                yield tile.place, Parts.none()
-            else:
-                yield tile.place, _to_parts(next(found), tile, grid, slices.score)
+        seen = iter(_detect(detector, tiles))
+        found = [
+            (tile.place, Parts.none() if tile.image is None else _to_parts(next(seen), tile, grid, slices.score))
+            for tile in tiles
+        ]
+        del tiles  # or they would still be here while others are read: two batches are enough
+        yield from found
 
 
 def _detect(detector: Detector, tiles: Sequence[Tile]) -> list[Detections]:
@@ -215,8 +216,9 @@ def _detect(detector: Detector, tiles: Sequence[Tile]) -> list[Detections]:
     # tiles at the edge of a resampled scene may be a pixel larger or smaller
     tall, wide = (max(image.shape[axis] for image, _ in seen) for axis in (1, 2))
     images = [F.pad(image, (0, wide - image.shape[2], 0, tall - image.shape[1])) for image, _ in seen]
+    batch = images[0][None] if len(images) == 1 else torch.stack(images)  # large tiles aren't copied
     with torch.inference_mode():
-        found = detector.detect(torch.stack(images), [size for _, size in seen])
+        found = detector.detect(batch, [size for _, size in seen])
     return [each.cpu() for each in found]
 
 

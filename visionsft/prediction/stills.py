@@ -76,7 +76,7 @@ class StillPredictor:
     def targets(self, path: str, out: Path) -> dict[str, Path]:
         """What an input becomes, by kind of result: files, and the folder of a drive's class maps."""
         name = stem(path)
-        if self._is_drive(path):
+        if is_drive(path):
             files = {"overlay": out / f"{name}_overlay.mp4"}
             return files | ({"classes": out / name} if self.options.masks else {})
         files = {"classes": out / f"{name}{MAP_SUFFIX}"}
@@ -84,7 +84,7 @@ class StillPredictor:
 
     def predict(self, path: str, targets: dict[str, Path], *, overwrite: bool) -> str:
         """Make an input's files. Returns a remark: there is none about frames."""
-        if self._is_drive(path):
+        if is_drive(path):
             self._predict_drive(path, targets["overlay"].parent, overwrite=overwrite)
         else:
             self._predict_still(path, targets)
@@ -95,9 +95,6 @@ class StillPredictor:
         """image (B, C, H, W) float32, normalised -> logits (B, K, H, W); frames larger than the model in tiles."""
         whole = fitting(TorchBackend(self.loaded), self.loaded.model, self.loaded.data)
         return partial(average_views, whole, **self.loaded.views)
-
-    def _is_drive(self, path: str) -> bool:
-        return Path(path).suffix.lower() in VIDEO_SUFFIXES or Path(path).is_dir()
 
     def _predict_drive(self, path: str, out: Path, *, overwrite: bool) -> None:
         from visionsft.prediction import drives  # which writes its class maps as this module does
@@ -122,6 +119,11 @@ class StillPredictor:
             with atomic_path(targets["overlay"]) as temporary:
                 drawn = draw_overlay(read_picture(path), classes, names.colours)
                 Image.fromarray(drawn).save(temporary, quality=92)
+
+
+def is_drive(path: str) -> bool:
+    """Whether it is a sequence of frames: a video, or a folder."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES or Path(path).is_dir()
 
 
 def write_indexed(path: Path, classes: NDArray[np.uint8], names: Classes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class LoadedRun:
 
     @property
     def views(self) -> dict[str, Any]:
-        """Test-time augmentation, for `visionsft.models.views.average_views`."""
+        """Test-time augmentation, for `visionsft.models.views`."""
         return build.views(self.config)
 
     @property
@@ -49,6 +49,11 @@ class LoadedRun:
         data.normalisation = self.data.normalisation
         vars(other)["data"] = data
         return other
+
+    @property
+    def merge(self) -> Literal["nms", "wbf"]:
+        """How a detector's tiles and views are put together."""
+        return build.merge(self.config)
 
     @cached_property
     def data(self) -> Any:

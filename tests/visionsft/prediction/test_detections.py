@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import numpy as np
 import pyogrio
 import pytest
@@ -17,7 +19,14 @@ from affine import Affine
 from PIL import Image
 from torch import Tensor, nn
 
-from datamodules import CameraFrameDataModule, ClassSpec, DataError, GeoTiffDataModule, Normalisation
+from datamodules import (
+    CameraDetectionDataModule,
+    CameraFrameDataModule,
+    ClassSpec,
+    DataError,
+    GeoTiffDataModule,
+    Normalisation,
+)
 from visionsft.errors import ConfigError, RunError
 from visionsft.models.detections import Detections
 from visionsft.prediction import detections
@@ -29,6 +38,7 @@ from visionsft.prediction.detections import (
     draw_objects,
 )
 from visionsft.prediction.slicing import SceneDetections
+from visionsft.prediction.stills import FrameOptions
 
 CLASSES = [ClassSpec("dim", (0,)), ClassSpec("bright", (1,))]
 
@@ -77,6 +87,8 @@ def loaded(folder: Path, kind: str, **options: Any) -> Any:
         precision=None,
         channels_last=False,
         tiles={"tile": None, "overlap": None},
+        views={"scales": (1.0,), "symmetry": "none"},
+        merge="nms",
     )
 
 
@@ -169,6 +181,18 @@ def test_a_model_of_one_size(tmp_path: Path) -> None:
     predictor = SceneDetectionPredictor(run, DetectionOptions(tile=64))
     with pytest.raises(ConfigError, match="inputs up to 32 x 32"):
         predictor.predict(str(scene), targets, overwrite=True)
+
+
+def test_views_are_merged_and_tiles_are_smaller_for_larger_ones(tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "scene.tif")
+    run = loaded(tmp_path, "geotiff", limit=64)
+    run.views = {"scales": (1.0, 2.0), "symmetry": "d4"}
+    predictor = SceneDetectionPredictor(run)
+    targets = predictor.targets(str(scene), tmp_path)
+    predictor.predict(str(scene), targets, overwrite=True)
+    np.testing.assert_allclose([box for _, box in read(targets["objects"])], [box for _, box in BOXES], atol=1)
+    assert max(max(shape[2:]) for shape in run.model.shapes) == 64
+    assert len({shape[2:] for shape in run.model.shapes}) > 1
 
 
 def test_a_model_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
@@ -284,3 +308,107 @@ def test_boxes_are_drawn_in_their_colours(tmp_path: Path) -> None:
 def test_options_that_make_no_sense(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         DetectionOptions(**options)
+
+
+# --------------------------------------------------------------------------------------------------- drives
+
+
+def loaded_drive(folder: Path, *, longest: int | None = None) -> Any:
+    run = loaded(folder, "camera")
+    data = CameraDetectionDataModule(folder, classes=CLASSES, layout="coco", longest=longest)
+    data.bands, data.dtype = run.data.bands, run.data.dtype
+    data.normalisation = run.data.normalisation
+    run.data = data
+    return run
+
+
+def moving(count: int) -> list[np.ndarray]:
+    """A bright square that moves four pixels a frame."""
+    pictures = np.full((count, 60, 100, 3), 10, np.uint8)
+    for index, picture in enumerate(pictures):
+        picture[20:40, 4 * index : 4 * index + 16] = 200
+    return list(pictures)
+
+
+def write_drive(path: Path, pictures: list[np.ndarray], *, rate: int = 5) -> Path:
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("ffv1", rate=rate)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "bgr0"  # without loss
+        for picture in pictures:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("longest", [None, 200])
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_video_becomes_coco_and_a_video(tmp_path: Path, every: int, longest: int | None) -> None:
+    video = write_drive(tmp_path / "drive.mkv", moving(20))
+    run = loaded_drive(tmp_path, longest=longest)
+    predictor = detection_predictor(run, frames=FrameOptions(every=every))
+    targets = predictor.targets(str(video), tmp_path / "out")
+    assert sorted(path.name for path in targets.values()) == ["drive.json", "drive_overlay.mp4"]
+    shown = range(0, 20, every)
+    said = predictor.predict(str(video), targets, overwrite=False)
+    assert said == f"{len(shown)} objects in {len(shown)} frames"
+    whole = json.loads(targets["objects"].read_text())
+    assert whole["images"] == [
+        {"id": i, "file_name": f"{i:06d}", "height": 60, "width": 100, "time": i / 5} for i in shown
+    ]
+    assert [each["image_id"] for each in whole["annotations"]] == list(shown)
+    assert [each["id"] for each in whole["annotations"]] == list(range(1, len(shown) + 1))
+    np.testing.assert_allclose(
+        [each["bbox"] for each in whole["annotations"]], [(4 * i, 20, 16, 20) for i in shown], atol=1
+    )
+    with av.open(str(targets["overlay"])) as file:
+        (stream,) = file.streams
+        assert (stream.average_rate, stream.frames) == (Fraction(5, every), len(shown))
+        first = next(file.decode(video=0)).to_ndarray(format="rgb24")
+    np.testing.assert_allclose(first[30, 8], (200, 200, 200), atol=20)
+    assert sorted(os.listdir(tmp_path / "out")) == ["drive.json", "drive_overlay.mp4"]
+
+
+def test_a_folder_is_a_drive_if_wanted(tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for index, picture in enumerate(moving(11)):
+        Image.fromarray(picture).save(folder / f"f{index}.png")
+    predictor = detection_predictor(loaded_drive(tmp_path), frames=FrameOptions(drives=True, rate=4))
+    targets = predictor.targets(str(folder), tmp_path / "out")
+    assert predictor.predict(str(folder), targets, overwrite=False) == "11 objects in 11 frames"
+    whole = json.loads(targets["objects"].read_text())
+    assert [each["file_name"] for each in whole["images"]] == [f"f{i}" for i in range(11)]  # f10 is the last
+    assert [each["time"] for each in whole["images"]] == [i / 4 for i in range(11)]
+    assert [each["bbox"][0] for each in whole["annotations"]] == [4 * i for i in range(11)]
+
+
+def test_frames_of_drives_are_held_in_batches(tmp_path: Path) -> None:
+    video = write_drive(tmp_path / "drive.mkv", moving(20))
+    run = loaded_drive(tmp_path)
+    predictor = detection_predictor(run)
+    predictor.predict(str(video), predictor.targets(str(video), tmp_path), overwrite=True)
+    assert [shape[0] for shape in run.model.shapes] == [4] * 5
+
+
+def test_a_video_that_is_cut_off_leaves_nothing(tmp_path: Path) -> None:
+    video = tmp_path / "drive.mkv"
+    video.write_bytes(b"no video")
+    predictor = detection_predictor(loaded_drive(tmp_path))
+    with pytest.raises(DataError, match=r"drive\.mkv: not a video"):
+        predictor.predict(str(video), predictor.targets(str(video), tmp_path / "out"), overwrite=False)
+    whole = write_drive(tmp_path / "whole.avi", moving(20)).read_bytes()
+    video = tmp_path / "drive.avi"
+    video.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"drive\.avi"):
+        predictor.predict(str(video), predictor.targets(str(video), tmp_path / "out"), overwrite=False)
+    assert not (tmp_path / "out").exists() or os.listdir(tmp_path / "out") == []
+
+
+def test_frames_of_another_number_type_are_refused(tmp_path: Path) -> None:
+    run = loaded_drive(tmp_path)
+    run.data.dtype = np.dtype(np.uint16)
+    predictor = detection_predictor(run)
+    video = write_drive(tmp_path / "drive.mkv", moving(2))
+    with pytest.raises(DataError, match="frames are uint8, and the run was trained on frames of uint16"):
+        predictor.predict(str(video), predictor.targets(str(video), tmp_path / "out"), overwrite=False)
