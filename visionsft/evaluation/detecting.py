@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 
 from datamodules import Item
 from datamodules.detection import DetectionDataModule
-from datamodules.objects import Objects, Target
 from datamodules.scenes import SceneReader
-from datamodules.views import to_target
 from visionsft.config import DetectionConfig
 from visionsft.evaluation.answers import RegionSource
 from visionsft.evaluation.detection_counts import DetectionCounts, save_detection_counts
+from visionsft.evaluation.detection_errors import DetectionErrors, break_down_errors
 from visionsft.evaluation.detection_intervals import DetectionIntervals, bootstrap_detections
 from visionsft.evaluation.detection_scores import (
     DETECTION_DEFINITIONS,
@@ -46,11 +45,11 @@ from visionsft.evaluation.metrics.boxes import ImageBoxes
 from visionsft.evaluation.mistaken import FOUND_IOU, FOUND_SCORE, Mistaken, find_mistakes, upright
 from visionsft.evaluation.pictures import Rgb, detection_curves_figure, display
 from visionsft.files import write_text
-from visionsft.models.detections import Detections
 from visionsft.models.rotated import rotated_iou
 from visionsft.runs import Checkpoint, Run
 
 if TYPE_CHECKING:
+    from visionsft.prediction.slicing import SceneDetections
     from visionsft.training.loading import LoadedRun
 
 CROP = 160
@@ -69,6 +68,11 @@ class DetectionEvaluation:
     scores: DetectionScores
     intervals: DetectionIntervals
     counts: DetectionCounts
+    errors: DetectionErrors
+    """By kind, at the IoU of the scores."""
+    mask_scores: DetectionScores | None
+    """Of the outlines, where objects have them."""
+    mask_intervals: DetectionIntervals | None
     folder: Path
     """Where scores.json, table.txt, per_image_boxes.npz, curves.png, false_alarms.png and misses.png are."""
     skipped: int
@@ -88,6 +92,10 @@ class DetectionEvaluation:
     def table(self) -> str:
         """What the command line prints and ``table.txt`` holds."""
         lines = [self.title, "", self.scores.table(), "", self.intervals.table(self.scores)]
+        if self.mask_scores and self.mask_intervals:
+            lines += ["", "outlines, by the overlap of masks", self.mask_scores.table()]
+            lines += ["", self.mask_intervals.table(self.mask_scores)]
+        lines += ["", self.errors.table()]
         if self.skipped:
             lines += ["", f"{self.skipped} unusable files of the data set were skipped; scores.json names them."]
         if self.warning:
@@ -116,15 +124,22 @@ def evaluate_detector(
     for (item, objects), (found, size) in progress(
         zip(truth, answered, strict=True), f"evaluating {split}", total=len(truth)
     ):
-        counts.add(_as_labelled(found, objects), _target(objects), item=item, size=size)
-    iou, score = config.task.match_iou, config.task.match_score
+        outlines = _outlines_of(found) if data.masks else None
+        counts.add_objects(found, objects, item=item, size=size, outlines=outlines)
+    judged: dict[str, Any] = {"iou": config.task.match_iou, "score": config.task.match_score}
+    limits = config.task.size_limits
     evaluation = DetectionEvaluation(
         run=run.name,
         split=split,
         checkpoint=checkpoint,
-        scores=score_detections(counts, size_limits=config.task.size_limits, iou=iou, score=score),
-        intervals=bootstrap_detections(counts, unit=group_by, iou=iou, score=score),
+        scores=score_detections(counts, size_limits=limits, **judged),
+        intervals=bootstrap_detections(counts, unit=group_by, **judged),
         counts=counts,
+        errors=break_down_errors(counts, iou=config.task.match_iou),
+        mask_scores=score_detections(counts, size_limits=limits, masks=True, **judged) if data.masks else None,
+        mask_intervals=bootstrap_detections(counts, unit=group_by, masks=True, **judged)
+        if data.masks
+        else None,
         folder=run.evaluation(split),
         skipped=len(data.skipped),
     )
@@ -137,7 +152,7 @@ def evaluate_detector(
 
 def detections_of(
     loaded: LoadedRun, items: Iterable[Item]
-) -> Iterator[tuple[Detections, tuple[int, int]]]:
+) -> Iterator[tuple[SceneDetections, tuple[int, int]]]:
     """What is found in each item, and its (height, width), in the pixels that the model sees."""
     from visionsft.prediction.detections import DetectionOptions, RunDetector, detection_predictor
     from visionsft.prediction.slicing import detect_images, detect_tiles, join_bands
@@ -165,16 +180,9 @@ def detections_of(
         yield found, sizes.pop(0)
 
 
-def _target(objects: Objects) -> Target:
-    """Boxes alone, upright or turned: outlines are scored by their boxes here."""
-    return to_target(replace(objects, shapes=None), (0, 0), masks=False)
-
-
-def _as_labelled(found: Detections, objects: Objects) -> Detections:
-    """No detections are no turned ones, where the labels are turned."""
-    if objects.turned is None or found.turned is not None:
-        return found
-    return replace(found, turned=torch.empty((0, 5)))
+def _outlines_of(found: SceneDetections) -> NDArray[np.object_]:
+    """(D,) shapely geometries; no detections have no outlines."""
+    return np.empty(0, object) if found.outlines is None else found.outlines
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -211,6 +219,9 @@ def _report(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoi
         "groups": len(set(evaluation.counts.groups)),
         "scores": evaluation.scores.as_dict(),
         "intervals": evaluation.intervals.as_dict(),
+        "mask_scores": evaluation.mask_scores and evaluation.mask_scores.as_dict(),
+        "mask_intervals": evaluation.mask_intervals and evaluation.mask_intervals.as_dict(),
+        "errors": evaluation.errors.as_dict(),
         "definitions": DETECTION_DEFINITIONS,
     }
 

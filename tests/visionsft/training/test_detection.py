@@ -135,6 +135,14 @@ def test_from_configuration_to_files(
     kept = load_detection_counts(evaluation.folder)
     assert score_detections(kept).map == pytest.approx(evaluation.scores.map, nan_ok=True)
     assert (kept.boxes[0].truth.shape[1] == 5) == (head["name"] == "rotated_fcos")
+    scores = json.loads((evaluation.folder / "scores.json").read_text())
+    assert [each["name"] for each in scores["errors"]["kinds"]][:2] == ["localisation", "classification"]
+    assert "dAP50" in evaluation.table()
+    assert (scores["mask_scores"] is not None) == (kind == "instance_segmentation")
+    if kept.masks:
+        again = score_detections(kept, masks=True).as_dict()
+        assert again["ap50"] == scores["mask_scores"]["ap50"]
+        assert "by the overlap of masks" in evaluation.table()
     for name in ("scores.json", "table.txt", "curves.png", "misses.png", "false_alarms.png"):
         assert (evaluation.folder / name).is_file()
     pictures = tmp_path / "data" / ("images/test" if layout == "dota" else "test")
