@@ -8,7 +8,7 @@ without the model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,11 +19,13 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from datamodules import Item
+from datamodules import Item, Normalisation
+from datamodules.batch import Window
 from datamodules.detection import DetectionDataModule
 from datamodules.scenes import SceneReader
 from visionsft.config import DetectionConfig
 from visionsft.evaluation.answers import RegionSource
+from visionsft.evaluation.counts import mean_value
 from visionsft.evaluation.detection_counts import DetectionCounts, save_detection_counts
 from visionsft.evaluation.detection_errors import DetectionErrors, break_down_errors
 from visionsft.evaluation.detection_intervals import DetectionIntervals, bootstrap_detections
@@ -33,18 +35,25 @@ from visionsft.evaluation.detection_scores import (
     precision_recall_curves,
     score_detections,
 )
+from visionsft.evaluation.detection_slices import PARTS, slice_detections
+from visionsft.evaluation.efficiency import Efficiency, measure
 from visionsft.evaluation.evaluating import (
     WARNINGS,
     check_split,
+    describe_slices,
     describe_source,
     progress,
+    remove_scores,
     save_figure,
+    write_slices,
 )
 from visionsft.evaluation.intervals import Unit
 from visionsft.evaluation.metrics.boxes import ImageBoxes
 from visionsft.evaluation.mistaken import FOUND_IOU, FOUND_SCORE, Mistaken, find_mistakes, upright
 from visionsft.evaluation.pictures import Rgb, detection_curves_figure, display
+from visionsft.evaluation.slices import Metadata, Slices, choose_kinds
 from visionsft.files import write_text
+from visionsft.models.detections import Detections
 from visionsft.models.rotated import rotated_iou
 from visionsft.runs import Checkpoint, Run
 
@@ -77,6 +86,9 @@ class DetectionEvaluation:
     """Where scores.json, table.txt, per_image_boxes.npz, curves.png, false_alarms.png and misses.png are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
+    slices: Slices | None = None
+    efficiency: Efficiency | None = None
+    """If it was asked for."""
 
     @property
     def warning(self) -> str | None:
@@ -96,6 +108,8 @@ class DetectionEvaluation:
             lines += ["", "outlines, by the overlap of masks", self.mask_scores.table()]
             lines += ["", self.mask_intervals.table(self.mask_scores)]
         lines += ["", self.errors.table()]
+        lines += ["", self.slices.table()] if self.slices else []
+        lines += ["", self.efficiency.table()] if self.efficiency else []
         if self.skipped:
             lines += ["", f"{self.skipped} unusable files of the data set were skipped; scores.json names them."]
         if self.warning:
@@ -104,11 +118,20 @@ class DetectionEvaluation:
 
 
 def evaluate_detector(
-    run: Run, *, split: str = "test", checkpoint: Checkpoint = "best", group_by: Unit = "group"
+    run: Run,
+    *,
+    split: str = "test",
+    checkpoint: Checkpoint = "best",
+    group_by: Unit = "group",
+    slice_by: Sequence[str] = (),
+    metadata: str | Path | None = None,
+    efficiency: bool = False,
 ) -> DetectionEvaluation:
     """Score a detection run on a split; writes ``<run>/evaluation/<split>/``.
 
     Boxes are compared in the pixels that the model sees. group_by: what is resampled for the intervals.
+    slice_by, metadata: as in `evaluate_segmentation`; by "object_size" with the limits of the configuration.
+    efficiency: also measure what the model costs on this machine, in a few passes over a batch.
     """
     from visionsft.training.loading import load_run  # its modules use this package's metrics
 
@@ -118,14 +141,18 @@ def evaluate_detector(
     data: DetectionDataModule = loaded.data
     data.setup("test")
     check_split(data, split)
+    known = None if metadata is None else Metadata.read(metadata)
+    kinds = choose_kinds(slice_by, data.items[split], known, parts=PARTS)
     counts = DetectionCounts(data.classes.names)
     truth = data.objects(split)
     answered = detections_of(loaded, [item for item, _ in truth])
-    for (item, objects), (found, size) in progress(
+    for (item, objects), (found, size, brightness) in progress(
         zip(truth, answered, strict=True), f"evaluating {split}", total=len(truth)
     ):
         outlines = _outlines_of(found) if data.masks else None
-        counts.add_objects(found, objects, item=item, size=size, outlines=outlines)
+        counts.add_objects(
+            found, objects, item=item, size=size, outlines=outlines, brightness=brightness
+        )
     judged: dict[str, Any] = {"iou": config.task.match_iou, "score": config.task.match_score}
     limits = config.task.size_limits
     evaluation = DetectionEvaluation(
@@ -142,6 +169,10 @@ def evaluate_detector(
         else None,
         folder=run.evaluation(split),
         skipped=len(data.skipped),
+        slices=slice_detections(
+            counts, kinds, size_limits=limits, metadata=known, unit=group_by, **judged
+        ),
+        efficiency=_measure(loaded, split) if efficiency else None,
     )
     _write(evaluation, data, run.checkpoint(checkpoint))
     return evaluation
@@ -152,8 +183,8 @@ def evaluate_detector(
 
 def detections_of(
     loaded: LoadedRun, items: Iterable[Item]
-) -> Iterator[tuple[SceneDetections, tuple[int, int]]]:
-    """What is found in each item, and its (height, width), in the pixels that the model sees."""
+) -> Iterator[tuple[SceneDetections, tuple[int, int], float]]:
+    """What is found in each item, its (height, width) in the pixels that the model sees, and its mean brightness."""
     from visionsft.prediction.detections import DetectionOptions, RunDetector, detection_predictor
     from visionsft.prediction.slicing import detect_images, detect_tiles, join_bands
 
@@ -163,21 +194,56 @@ def detections_of(
     detector, reader = RunDetector(loaded), data.reader()
     if isinstance(reader, SceneReader):
         for item in items:
-            source = RegionSource(reader, item, data.normalisation)
+            source = _MeasuredSource(reader, item, data.normalisation)
             tiles = detect_tiles(detector, source, slices.plan(source.shape), slices)
-            yield join_bands(tiles), source.shape
+            yield join_bands(tiles), source.shape, source.brightness
         return
-    sizes: list[tuple[int, int]] = []
+    facts: list[tuple[tuple[int, int], float]] = []
 
     def images() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for item in items:
             raw = data.read(item)
-            sizes.append((raw.valid.shape[0], raw.valid.shape[1]))
             image = data.normalisation(raw.values, raw.valid)
+            brightness = mean_value(image.sum(axis=(1, 2)), int(raw.valid.sum()), data.normalisation)
+            facts.append(((raw.valid.shape[0], raw.valid.shape[1]), brightness))
             yield torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(raw.valid))
 
     for found in detect_images(detector, images(), slices=slices):
-        yield found, sizes.pop(0)
+        yield found, *facts.pop(0)
+
+
+class _MeasuredSource(RegionSource):
+    """Sums up what it reads, too; where tiles overlap, twice."""
+
+    def __init__(self, reader: SceneReader, region: Item, normalisation: Normalisation) -> None:
+        super().__init__(reader, region, normalisation)
+        self._sums = np.zeros(len(normalisation.mean))
+        self._pixels = 0
+
+    def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        image, valid = super().read(window)
+        self._sums += image.sum(axis=(1, 2))
+        self._pixels += int(valid.sum())
+        return image, valid
+
+    @property
+    def brightness(self) -> float:
+        """So far."""
+        return mean_value(self._sums, self._pixels, self.normalisation)
+
+
+def _measure(loaded: LoadedRun, split: str) -> Efficiency:
+    """Costs on the first batch of the validation loader."""
+    from visionsft.prediction.detections import RunDetector
+
+    detector = RunDetector(loaded)
+    batch = next(iter(loaded.data.evaluation_loader(split)))
+
+    @torch.inference_mode()
+    def forward(image: torch.Tensor) -> list[Detections]:
+        return detector.detect(image, batch["sizes"])
+
+    return measure(loaded.model, forward, batch["image"])
 
 
 def _outlines_of(found: SceneDetections) -> NDArray[np.object_]:
@@ -191,9 +257,10 @@ def _outlines_of(found: SceneDetections) -> NDArray[np.object_]:
 def _write(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoint: Path) -> None:
     """All files, each whole or not at all; scores.json comes last and so stands for a complete set."""
     folder, names = evaluation.folder, data.classes.names
-    (folder / "scores.json").unlink(missing_ok=True)
+    remove_scores(folder)
     write_text(folder / "table.txt", evaluation.table() + "\n")
     save_detection_counts(evaluation.counts, folder)
+    write_slices(evaluation.slices, folder)
     curves = precision_recall_curves(evaluation.counts)
     colours = dict(zip(names, data.classes.colours.tolist(), strict=True))
     heading = f"{evaluation.title}\nmAP {evaluation.scores.map:.4f}, AP50 {evaluation.scores.ap50:.4f}"
@@ -222,6 +289,8 @@ def _report(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoi
         "mask_scores": evaluation.mask_scores and evaluation.mask_scores.as_dict(),
         "mask_intervals": evaluation.mask_intervals and evaluation.mask_intervals.as_dict(),
         "errors": evaluation.errors.as_dict(),
+        **describe_slices(evaluation.slices),
+        "efficiency": evaluation.efficiency and evaluation.efficiency.as_dict(),
         "definitions": DETECTION_DEFINITIONS,
     }
 

@@ -12,7 +12,8 @@ import pytest
 
 import visionsft
 from visionsft.errors import ConfigError
-from visionsft.evaluation import DetectionEvaluation, load_detection_counts, score_detections
+from visionsft.evaluation import DetectionEvaluation, judge, load_detection_counts, score_detections
+from visionsft.gate import parse
 from visionsft.loading import load_config
 
 SIDE, CLASSES = 96, ["dark", "bright"]
@@ -128,7 +129,7 @@ def test_from_configuration_to_files(
     run = visionsft.fit(configure(tmp_path, layout, kind, head, data))
     assert run.task == kind
     assert (run.path / "metrics.csv").read_text().startswith("epoch,")
-    evaluation = visionsft.evaluate(run)
+    evaluation = visionsft.evaluate(run, slice_by=("object_size", "brightness"))
     assert isinstance(evaluation, DetectionEvaluation)
     assert evaluation.scores.objects == 8
     # the stored boxes remake the numbers without the model
@@ -145,6 +146,16 @@ def test_from_configuration_to_files(
         assert "by the overlap of masks" in evaluation.table()
     for name in ("scores.json", "table.txt", "curves.png", "misses.png", "false_alarms.png"):
         assert (evaluation.folder / name).is_file()
+    assert evaluation.slices is not None
+    by = [row["by"] for row in scores["slices"]]
+    assert (by.count("object_size"), by.count("brightness")) == (3, 4)
+    assert sum(row["objects"] for row in scores["slices"] if row["by"] == "brightness") == 8
+    texts = ["ap50 >= 0", f"recall[{CLASSES[0]}] >= 0", "slice(object_size).recall.max >= 0", "map drop_vs BASE <= 0"]
+    gates = [parse(text.replace("BASE", str(run.path)), kind) for text in texts]
+    values = [verdict.value for verdict in judge(run, gates).verdicts]
+    assert values[:2] == [scores["scores"]["ap50"], scores["scores"]["per_class"][0]["recall"]]
+    assert values[3] == 0
+    assert all(value is not None for value in values)
     pictures = tmp_path / "data" / ("images/test" if layout == "dota" else "test")
     files = visionsft.predict(run, pictures, tmp_path / "found")
     assert len(files) == 4
