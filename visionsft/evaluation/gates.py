@@ -173,7 +173,7 @@ def look_up(scores: Mapping[str, Any], task: str = "segmentation") -> dict[str, 
         **_interval_ends(scores.get("mask_intervals") or {}, prefix="mask_"),
         **_slice_extremes(scores.get("slices") or [], words),
         **_efficiency(scores.get("efficiency") or {}),
-        **{name: (scores.get("calibration") or {}).get(name) for name in CALIBRATION},
+        **{name: (scores.get("calibration") or scores["scores"]).get(name) for name in CALIBRATION},
     }
 
 

@@ -132,19 +132,19 @@ class TestOneClass:
     def test_gates(self, label_run: Run, tmp_path: Path) -> None:
         run, gates = copied(label_run, tmp_path), tmp_path / "gates.txt"
         command = ["evaluate", str(run.path), "--gates-file", str(gates), "--slice-by", "brightness"]
-        texts = ["accuracy.lower >= 0.5", "macro_f1 >= .8", "slice(brightness).accuracy.min >= 1"]
+        texts = ["accuracy.lower >= 0.5", "ece <= 1", "macro_f1 >= .8", "slice(brightness).accuracy.min >= 1"]
         gates.write_text("\n".join([*texts, f"recall[dark] drop_vs {label_run.path} <= 0.02", "parameters <= 1e9"]))
         evaluate(label_run)
         answer = CliRunner().invoke(app, command)
         assert answer.exit_code == 0, answer.stderr
-        assert "gates: 5 of 5 passed" in answer.stdout
+        assert "gates: 6 of 6 passed" in answer.stdout
         with open(gates, "a") as file:
             file.write("\nprecision[dark] < 0.9\n")
         answer = CliRunner().invoke(app, command)
         assert answer.exit_code == 3
         assert "FAIL  precision[dark] < 0.9" in answer.stdout
         kept = json.loads((run.path / "evaluation/test/gates.json").read_text())
-        assert [gate["passed"] for gate in kept["gates"]] == [True] * 5 + [False]
+        assert [gate["passed"] for gate in kept["gates"]] == [True] * 6 + [False]
         evaluate(run)  # new scores, which nobody has judged
         assert not (run.path / "evaluation/test/gates.json").exists()
 

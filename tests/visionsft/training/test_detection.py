@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import visionsft
+from visionsft.acceptance import gates_of
 from visionsft.errors import ConfigError
 from visionsft.evaluation import DetectionEvaluation, judge, load_detection_counts, score_detections
 from visionsft.gate import parse
@@ -156,6 +157,9 @@ def test_from_configuration_to_files(
     assert values[:2] == [scores["scores"]["ap50"], scores["scores"]["per_class"][0]["recall"]]
     assert values[3] == 0
     assert all(value is not None for value in values)
+    (tmp_path / "gates.txt").write_text(f"ece <= 0.1\nrecall[{CLASSES[0]}s] >= 0.5\n")
+    with pytest.raises(ConfigError, match="(?s)calibration of detectors isn't measured.*nearest: dark"):
+        gates_of(run, file=tmp_path / "gates.txt")
     pictures = tmp_path / "data" / ("images/test" if layout == "dota" else "test")
     files = visionsft.predict(run, pictures, tmp_path / "found")
     assert len(files) == 4
