@@ -158,7 +158,7 @@ def test_from_configuration_to_files(
     assert values[3] == 0
     assert all(value is not None for value in values)
     (tmp_path / "gates.txt").write_text(f"ece <= 0.1\nrecall[{CLASSES[0]}s] >= 0.5\n")
-    with pytest.raises(ConfigError, match="(?s)calibration of detectors isn't measured.*nearest: dark"):
+    with pytest.raises(ConfigError, match=r"(?s)calibration of detectors isn't measured.*nearest: dark"):
         gates_of(run, file=tmp_path / "gates.txt")
     pictures = tmp_path / "data" / ("images/test" if layout == "dota" else "test")
     files = visionsft.predict(run, pictures, tmp_path / "found")
