@@ -32,6 +32,9 @@ class Objects:
     turned: NDArray[np.float32] | None = None
     """(N, 5) cx, cy, w, h in pixels and the angle in radians by which the side w is turned from the x axis
     towards the y axis (so clockwise as seen on a screen), in [-pi/2, pi/2); None where the labels are upright."""
+    difficult: NDArray[np.int64] | None = None
+    """(N,) the class of an object that is ignored because it is difficult (DOTA), -1 for others; None: there are no
+    such objects."""
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -56,6 +59,7 @@ class Objects:
             self.ignored[chosen],
             None if self.shapes is None else tuple(self.shapes[i] for i in chosen.tolist()),
             None if self.turned is None else self.turned[chosen],
+            None if self.difficult is None else self.difficult[chosen],
         )
 
 

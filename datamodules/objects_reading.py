@@ -157,6 +157,7 @@ def resolve_picture(
         if form == "outlines"
         else None,
         turned=turned.astype(np.float32) if form == "turned" else None,
+        difficult=None if raw.turned is None else np.where(raw.ignored & (labels >= 0), labels, -1)[kept],
     )
 
 

@@ -7,16 +7,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from visionsft.config import ClassificationConfig
 from visionsft.errors import ConfigError, RunError, nearest
-from visionsft.gate import Gate, parse
+from visionsft.gate import CALIBRATION, VOCABULARIES, Gate, parse
 from visionsft.runs import Run
 
-SLICES = ("group", "brightness")
-"""By what every split can be sliced, besides 'name:REGEX' and the columns of a metadata file."""
 
-
-def read_gates(path: str | Path) -> tuple[Gate, ...]:
-    """The gates of a text file, one a line; empty lines and what follows a ``#`` are left out."""
+def read_gates(path: str | Path, task: str = "segmentation") -> tuple[Gate, ...]:
+    """The gates of a text file for runs of that task, one a line; empty lines and what follows a ``#`` are left out."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -27,11 +25,11 @@ def read_gates(path: str | Path) -> tuple[Gate, ...]:
         if not text:
             continue
         try:
-            gates.append(parse(text))
+            gates.append(parse(text, task))
         except ValueError as error:
             mistakes.append(f"{path}:{number}: given {text!r}; {error}")
     if not gates and not mistakes:
-        mistakes = [f"{path}: has no gate; a gate is a line such as 'mean_iou >= 0.70'"]
+        mistakes = [f"{path}: has no gate; a gate is a line such as '{VOCABULARIES[task].totals[0]} >= 0.70'"]
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return tuple(gates)
@@ -44,14 +42,14 @@ def gates_of(
 
     metadata: the CSV file whose columns can be sliced by. A baseline must have been evaluated on the same split.
     """
-    config = run.require_segmentation("--gates")
-    gates = read_gates(file) if file else tuple(map(parse, config.gates))
+    words = VOCABULARIES[run.task]
+    gates = read_gates(file, run.task) if file else tuple(parse(text, run.task) for text in run.config.gates)
     if not gates:
         raise ConfigError(
             f"{run.path / 'config.yaml'}: has no gates; add them there, or give --gates-file FILE"
         )
-    classes, slices = list(run.read_json("data.json")["classes"]), (*SLICES, *_columns(metadata))
-    found = [(gate, _mistake(gate, classes, slices, split)) for gate in gates]
+    classes, slices = list(run.read_json("data.json")["classes"]), (*words.slices, *_columns(metadata))
+    found = [(gate, _mistake(gate, classes, slices, split) or _meaningless(gate, run)) for gate in gates]
     if mistakes := [f"{file or run.path / 'config.yaml'}: {gate}: {text}" for gate, text in found if text]:
         raise ConfigError("\n".join(mistakes))
     return gates
@@ -81,6 +79,23 @@ def _mistake(gate: Gate, classes: Sequence[str], slices: Sequence[str], split: s
             return f"baseline {error}"
         if gate.of and gate.of not in known:
             return f"{gate.baseline}: {_unknown('class', gate.of, known)}"
+    return None
+
+
+def _meaningless(gate: Gate, run: Run) -> str | None:
+    """What a run of this task doesn't have."""
+    if gate.baseline and gate.end and run.task != "segmentation":
+        return "the interval of a drop is of segmentation; `visionsft compare` has what there is of other tasks"
+    if gate.metric in CALIBRATION and run.task not in ("segmentation", "classification"):
+        return "the calibration of detectors isn't measured"
+    if gate.metric.startswith("top_k."):
+        config, count = run.config, len(run.read_json("data.json")["classes"])
+        if isinstance(config, ClassificationConfig) and config.task.multi_label:
+            return "an image has several classes here, and no most probable one"
+        if int(gate.metric.removeprefix("top_k.")) >= count:
+            return f"there are {count} classes: the first {count} are always right"
+    if gate.by == "object_size" and run.task == "segmentation" and gate.metric != "recall":
+        return f"slices by object_size have recall[CLASS], the share of the objects found, not {gate.metric}"
     return None
 
 

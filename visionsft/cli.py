@@ -285,7 +285,8 @@ def evaluate(
     slice_by: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="WHAT", help="group, brightness, name:REGEX or a column of --metadata; repeatable."
+            metavar="WHAT",
+            help="group, brightness, object_size, edge_distance, name:REGEX or a column of --metadata; repeatable.",
         ),
     ] = None,
     metadata: Annotated[
@@ -311,7 +312,7 @@ def evaluate(
         group_by=group_by.value,
         slice_by=tuple(sliced),
         metadata=metadata,
-        boundaries=boundaries,
+        boundaries=boundaries or any(gate.is_about_boundaries for gate in asked),
         efficiency=efficiency or any(gate.is_about_efficiency for gate in asked),
     )
     typer.echo(evaluation.table())

@@ -58,9 +58,14 @@ def _pattern(value: str) -> str:
     return value
 
 
-def _gate(value: str) -> str:
-    parse_gate(value)
-    return value
+def _gate(task: str) -> AfterValidator:
+    """Text that is a gate for runs of this task."""
+
+    def check(value: str) -> str:
+        parse_gate(value, task)
+        return value
+
+    return AfterValidator(check)
 
 
 def _dimension(value: Any) -> Any:
@@ -94,7 +99,10 @@ Share = Annotated[float, Field(ge=0, le=1, strict=True)]
 Decay = Annotated[float, Field(gt=0, le=1, strict=True)]
 NodataValue = Annotated[float, Field(allow_inf_nan=True, strict=True)]
 LabelValue = Annotated[int, Field(strict=True)] | str
-GateText = Annotated[str, AfterValidator(_gate)]
+Gates = tuple[Annotated[str, _gate("segmentation")], ...]
+BoxGates = tuple[Annotated[str, _gate("detection")], ...]
+MaskGates = tuple[Annotated[str, _gate("instance_segmentation")], ...]
+LabelGates = tuple[Annotated[str, _gate("classification")], ...]
 DrivePattern = Annotated[str, AfterValidator(_pattern)]
 ImageTemplate = Annotated[str, _template("split")]
 LabelTemplate = Annotated[str, _template("name", "split")]
@@ -1123,6 +1131,7 @@ class Config(Section):
     head: Any
     strategy: Strategy = FullStrategy()
     trainer: Trainer = Trainer()
+    gates: tuple[str, ...] = ()
     tune: Tune | None = Field(default=None, description="what `visionsft tune` searches; `fit` doesn't use it")
 
     @model_validator(mode="after")
@@ -1131,6 +1140,15 @@ class Config(Section):
             text = f"epoch {self.strategy.start} is never reached: trainer.epochs is {self.trainer.epochs}"
             raise _conflict("strategy.start", text, "trainer.epochs")
         return self
+
+
+def _gates(*examples: str) -> Any:
+    shown = " or ".join(f"'{example}'" for example in examples)
+    return Field(
+        default=(),
+        description=f"what `visionsft evaluate RUN --gates` asks of the scores, e.g. {shown}; "
+        "visionsft/gate.py has the grammar",
+    )
 
 
 class SegmentationConfig(Config):
@@ -1144,11 +1162,7 @@ class SegmentationConfig(Config):
         default=FpnHead(), description="a built-in head, or {name: 'my_pkg.heads:MyHead', options: {...}}"
     )
     inference: Inference = Inference()
-    gates: tuple[GateText, ...] = Field(
-        default=(),
-        description="what `visionsft evaluate RUN --gates` asks of the scores, e.g. 'mean_iou >= 0.70' or "
-        "'recall[car].lower >= 0.55'; visionsft/gate.py has the grammar",
-    )
+    gates: Gates = _gates("mean_iou >= 0.70", "recall[car].lower >= 0.55")
 
 
 class DetectionConfig(Config):
@@ -1160,6 +1174,7 @@ class DetectionConfig(Config):
     data: ObjectData
     head: DetectionHead = FcosHead()
     inference: DetectionInference = DetectionInference()
+    gates: BoxGates = _gates("map50 >= 0.5", "ap50[Car].lower >= 0.6")
 
 
 class InstanceSegmentationConfig(DetectionConfig):
@@ -1167,6 +1182,7 @@ class InstanceSegmentationConfig(DetectionConfig):
 
     task: InstanceSegmentationTask
     head: MaskRcnnHead = MaskRcnnHead()
+    gates: MaskGates = _gates("mask_map50 >= 0.5", "mask_ap50[roof].lower >= 0.6")
 
     @model_validator(mode="after")
     def _outlines_have_one_view(self) -> Self:
@@ -1188,6 +1204,7 @@ class ClassificationConfig(Config):
         description="a built-in head, or {name: 'my_pkg.heads:MyHead', options: {...}}",
     )
     inference: Views = Views()
+    gates: LabelGates = _gates("accuracy.lower >= 0.9", "macro_f1 >= 0.8")
 
     @model_validator(mode="after")
     def _nothing_is_cached(self) -> Self:

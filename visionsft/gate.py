@@ -11,6 +11,7 @@
                                           with .lower or .upper, the end of the paired interval of the drop
 
 Slices have the names that `visionsft evaluate --slice-by` takes; 'drive' and 'scene' are other words for 'group'.
+Each task has its own metrics, see `VOCABULARIES`; they have the names that they have in scores.json.
 This is the language alone, for the configuration to check; `visionsft.acceptance` compares gates with what a
 run can answer, and `visionsft.evaluation.gates` judges.
 """
@@ -20,19 +21,109 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from visionsft.errors import nearest
 
+EFFICIENCY = ("parameters", "gmacs_per_mpx", "throughput.mpx_s", "peak_memory_mb")
+CALIBRATION = ("ece",)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The metrics that the gates of one task can ask for, beside those of efficiency and calibration."""
+
+    totals: tuple[str, ...]
+    """Of the whole split."""
+    per_class: tuple[str, ...]
+    """Some are totals, too: then the class is a choice."""
+    with_interval: tuple[str, ...]
+    """Of a total or of a class, as in `metric` or `metric[]`."""
+    sliced: tuple[str, ...]
+    """Scored slice by slice, likewise."""
+    counted: str
+    """What a class has none of where it isn't in truth."""
+    boundaries: tuple[str, ...] = ()
+    """Only scored on request."""
+    slices: tuple[str, ...] = ("group", "brightness")
+    """By what every split can be sliced, besides 'name:REGEX' and the columns of a metadata file."""
+    aliases: tuple[tuple[str, str], ...] = ()
+    """Other words for a metric."""
+    class_example: str = "recall[car]"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All names, each once."""
+        return tuple(dict.fromkeys((*self.totals, *self.per_class, *CALIBRATION, *EFFICIENCY)))
+
+    def has_interval(self, metric: str, of: str | None) -> bool:
+        return (f"{metric}[]" if of else metric) in self.with_interval
+
+    def is_sliced(self, metric: str, of: str | None) -> bool:
+        return (f"{metric}[]" if of else metric) in self.sliced
+
+
+def _of_class(*names: str) -> tuple[str, ...]:
+    return tuple(f"{name}[]" for name in names)
+
+
 TOTALS = ("mean_iou", "frequency_weighted_iou", "pixel_accuracy", "mean_recall")
 """Metrics of the whole split."""
 PER_CLASS = ("iou", "recall", "precision", "f1")
-EFFICIENCY = ("parameters", "gmacs_per_mpx", "throughput.mpx_s", "peak_memory_mb")
-CALIBRATION = ("ece",)
-SLICED = ("mean_iou", "pixel_accuracy", "mean_recall", "iou", "recall")
-"""Metrics that are scored slice by slice."""
-METRICS = (*TOTALS, *PER_CLASS, *CALIBRATION, *EFFICIENCY)
+_BOUNDARIES = ("mean_boundary_iou", "mean_boundary_f1", "boundary_iou", "boundary_f1")
+_BOXES = ("map", "ap50", "ap75", "ar", "recall", "precision", "log_average_miss_rate",
+          "recall_at_fppi.0.1", "recall_at_fppi.1")  # fmt: skip
+_BOX_CLASS = ("ap", "ap50", "recall", "precision", "log_average_miss_rate", "best_recall", "best_precision", "best_f1")
+_LABELS = ("accuracy", "macro_f1", "mean_recall", "mean_average_precision")
+_TOP = ("top_k.2", "top_k.3", "top_k.5")
+_LABEL_CLASS = ("recall", "precision", "f1", "average_precision")
+
+
+def _masks(*names: str) -> tuple[str, ...]:
+    """The same of outlines, by the overlap of masks."""
+    return tuple(f"mask_{name}" for name in names)
+
+
+_SEGMENTATION = Vocabulary(
+    totals=(*TOTALS, *_BOUNDARIES[:2]),
+    per_class=(*PER_CLASS, *_BOUNDARIES[2:]),
+    with_interval=(*TOTALS, *_of_class(*PER_CLASS)),
+    sliced=("mean_iou", "pixel_accuracy", "mean_recall", *_of_class("iou", "recall")),
+    counted="pixel",
+    boundaries=_BOUNDARIES,
+    slices=("group", "brightness", "object_size", "edge_distance"),
+)
+_DETECTION = Vocabulary(
+    totals=_BOXES,
+    per_class=_BOX_CLASS,
+    with_interval=("map", "ap50", "recall", *_of_class("ap50", "recall")),
+    sliced=("map", "ap50", "recall", "precision", *_of_class("ap50", "recall")),
+    counted="object",
+    slices=("group", "brightness", "object_size"),
+    aliases=(("map50", "ap50"), ("map75", "ap75")),
+    class_example="recall[Car]",
+)
+VOCABULARIES = {
+    "segmentation": _SEGMENTATION,
+    "detection": _DETECTION,
+    "instance_segmentation": replace(
+        _DETECTION,
+        totals=(*_BOXES, *_masks(*_BOXES)),
+        per_class=(*_BOX_CLASS, *_masks(*_BOX_CLASS)),
+        with_interval=(*_DETECTION.with_interval, *_masks(*_DETECTION.with_interval)),
+        aliases=(*_DETECTION.aliases, ("mask_map50", "mask_ap50"), ("mask_map75", "mask_ap75")),
+    ),
+    "classification": Vocabulary(
+        totals=(*_LABELS, *_TOP),
+        per_class=_LABEL_CLASS,
+        with_interval=(*_LABELS, *_TOP, *_of_class(*_LABEL_CLASS)),
+        sliced=("accuracy", "macro_f1", "mean_recall", *_of_class("recall", "precision", "f1")),
+        counted="image",
+        class_example="recall[forest]",
+    ),
+}
+"""By the kind of the task."""
 
 _ENDS = ("lower", "upper")
 _EXTREMES = ("min", "max")
@@ -79,6 +170,11 @@ class Gate:
         return self.metric in EFFICIENCY
 
     @property
+    def is_about_boundaries(self) -> bool:
+        """Likewise."""
+        return self.metric in _BOUNDARIES
+
+    @property
     def is_floor(self) -> bool:
         """More is better."""
         return self.comparison in (">=", ">")
@@ -93,39 +189,41 @@ class Gate:
 # --------------------------------------------------------------------------------------- parsing
 
 
-def parse(text: str) -> Gate:
-    """The gate that `text` is; a ValueError says what it has instead of what is allowed."""
+def parse(text: str, task: str = "segmentation") -> Gate:
+    """The gate that `text` is for a task; a ValueError says what it has instead of what is allowed."""
+    words = VOCABULARIES[task]
     whole = _GATE.fullmatch(text.strip())
     if whole is None:
         raise ValueError(
-            "must be a value, one of >= <= > < and a number, for example 'mean_iou >= 0.70' or "
-            "'recall[car].lower >= 0.55'"
+            f"must be a value, one of >= <= > < and a number, for example '{words.totals[0]} >= 0.70' or "
+            f"'{words.class_example}.lower >= 0.55'"
         )
     drop = _DROP.fullmatch(whole["value"])
     gate = Gate(
-        **_parse_value(drop["value"] if drop else whole["value"]),
+        **_parse_value(drop["value"] if drop else whole["value"], words),
         comparison=whole["comparison"],
         limit=float(whole["limit"]),
         baseline=drop["baseline"] if drop else None,
     )
-    _check_parts(gate)
+    _check_parts(gate, words)
     _check_limit(gate)
     return gate
 
 
-def _parse_value(text: str) -> dict[str, Any]:
+def _parse_value(text: str, words: Vocabulary) -> dict[str, Any]:
     """The fields of a gate that name its value."""
     match = _VALUE.fullmatch(text)
     if match is None:
-        raise ValueError(f"must name a metric before its comparison, not {text!r}; {_allowed()}")
+        raise ValueError(f"must name a metric before its comparison, not {text!r}; {_allowed(words)}")
     names = match["rest"].split(".")[1:]
     metric = match["metric"]
     if match["of"] is None:  # a metric's own name may have a dot
         metric, names = ".".join([metric, *(n for n in names if n not in _PARTS)]), _parts(names)
-    if metric not in METRICS:
-        hint = nearest(metric, [*METRICS, *(f"{name}.{part}" for name in TOTALS for part in _PARTS)])
+    metric = dict(words.aliases).get(metric, metric)
+    if metric not in words.metrics:
+        hint = nearest(metric, [*words.metrics, *(f"{name}.{part}" for name in words.totals for part in _PARTS)])
         raise ValueError(
-            f"must name a metric; {metric!r} is none; " + (f"nearest: {hint}" if hint else _allowed())
+            f"must name a metric; {metric!r} is none; " + (f"nearest: {hint}" if hint else _allowed(words))
         )
     for name in names:
         if name not in _PARTS:
@@ -150,27 +248,39 @@ def _only(names: Sequence[str], allowed: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
-def _allowed() -> str:
-    return f"allowed: {', '.join(METRICS)}"
+def _allowed(words: Vocabulary) -> str:
+    return f"allowed: {', '.join(words.metrics)}"
 
 
-def _check_parts(gate: Gate) -> None:
+def _check_parts(gate: Gate, words: Vocabulary) -> None:
     """Refuse what has no meaning together."""
-    if gate.metric in PER_CLASS and not gate.of:
+    is_total = gate.metric in (*words.totals, *CALIBRATION, *EFFICIENCY)
+    if not is_total and not gate.of:
         raise ValueError(f"must say the class, for example '{gate.metric}[car]'")
-    if gate.metric not in PER_CLASS and gate.of is not None:
+    if gate.metric not in words.per_class and gate.of is not None:
         raise ValueError(f"must not name a class: {gate.metric} is of the whole split")
     if bool(gate.by) != bool(gate.extreme):
         raise ValueError(
             "must have .min or .max with slices, and only there, as in 'slice(drive).mean_iou.min'"
         )
-    if gate.by and gate.metric not in SLICED:
-        raise ValueError(f"must not have slice(): slices have {', '.join(SLICED)}, not {gate.metric}")
+    if gate.by and not words.is_sliced(gate.metric, gate.of):
+        raise ValueError(f"must not have slice(): slices have {_listed(words.sliced)}, not {_name(gate)}")
     if gate.by and (gate.end or gate.baseline):
         raise ValueError("must not combine slice() with .lower, .upper or drop_vs: that has no value")
     part = (gate.end and f".{gate.end}") or (gate.baseline and "drop_vs")
     if part and gate.metric in (*EFFICIENCY, *CALIBRATION):
         raise ValueError(f"must not have {part}: {gate.metric} is one number of the whole split")
+    if gate.end and not words.has_interval(gate.metric, gate.of):
+        raise ValueError(f"must not have {part}: intervals are of {_listed(words.with_interval)}, not {_name(gate)}")
+
+
+def _name(gate: Gate) -> str:
+    return f"{gate.metric}[{gate.of}]" if gate.of else gate.metric
+
+
+def _listed(names: Sequence[str]) -> str:
+    """A class's metric is shown as such."""
+    return ", ".join(name.replace("[]", "[CLASS]") for name in names)
 
 
 def _check_limit(gate: Gate) -> None:

@@ -29,7 +29,7 @@ _HEADERS = ("imagesource:", "gsd:", "acquisition dates:")
 def scan(
     root: Path, *, images: str | None = None, labels: str | None = None, folder: str | None = None
 ) -> ObjectListing:
-    """Scenes and their text files, paired by name; difficult objects are ignored regions.
+    """Scenes and their text files, paired by name; difficult objects are ignored, see `Objects.difficult`.
 
     images, labels: as in `pairs.scan`; None: `images` with `labelTxt`, in or above a split's folder.
     Boxes are the upright ones that enclose the corners.

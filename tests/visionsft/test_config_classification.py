@@ -62,7 +62,8 @@ def test_patches_have_bands(tmp_path: Path) -> None:
             "inference.tile=64",
             r"inference.tile: unknown key for this task; it belongs to task.kind segmentation",
         ),
-        ("gates=[accuracy >= 1]", r"gates: unknown key for this task; it belongs to task.kind segmentation"),
+        ("gates=[acuracy >= 1]", r"gates.0: given 'acuracy >= 1'; must name a metric; 'acuracy' is none; nearest"),
+        ("gates=[mean_iou >= 0.5]", r"gates.0: given 'mean_iou >= 0.5'; must name a metric; 'mean_iou' is none"),
         ("task.multi_lable=true", r"task.multi_lable: unknown key; nearest: multi_label"),
         ("task.kind=clasification", r"task.kind: 'clasification' is not allowed.*nearest: classification"),
         (

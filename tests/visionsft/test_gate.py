@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visionsft.errors import ConfigError
-from visionsft.gate import EFFICIENCY, METRICS, PER_CLASS, SLICED, TOTALS, Gate, parse
+from visionsft.gate import EFFICIENCY, VOCABULARIES, Gate, parse
 from visionsft.loading import load_config
 
 CONFIG = """\
@@ -75,7 +75,7 @@ def test_gates_are_understood(text: str, gate: Gate) -> None:
         ("slice(drive).ece.max <= 0.1", "must not have slice()"),
         (
             "slice(drive).f1[car].max <= 0.1",
-            "slices have mean_iou, pixel_accuracy, mean_recall, iou, recall, not f1",
+            "slices have mean_iou, pixel_accuracy, mean_recall, iou[CLASS], recall[CLASS], not f1[car]",
         ),
         ("throughput.mpx_s drop_vs runs/a <= 0.1", "must not have drop_vs"),
         ("[car] >= 0.5", "must name a metric before its comparison"),
@@ -92,13 +92,17 @@ names = st.text(st.characters(blacklist_characters="]", blacklist_categories=("C
 
 
 @st.composite
-def gates(draw: st.DrawFn) -> Gate:
-    metric = draw(st.sampled_from(METRICS))
-    of = draw(names) if metric in PER_CLASS else None
+def gates(draw: st.DrawFn, task: str) -> Gate:
+    words = VOCABULARIES[task]
+    metric = draw(st.sampled_from(words.metrics))
+    of = draw(names) if metric not in (*words.totals, "ece", *EFFICIENCY) else None
+    if metric in words.totals and metric in words.per_class:
+        of = draw(st.none() | names)
     comparison = draw(st.sampled_from([">=", "<=", ">", "<"]))
     limit = draw(st.floats(0, 1e9 if metric in EFFICIENCY else 1))
-    kinds = ["", "end", "drop"] if metric in (*TOTALS, *PER_CLASS) else [""]
-    kinds += ["slice"] if metric in SLICED else []
+    kinds = ["", "drop"] if metric in (*words.totals, *words.per_class) else [""]
+    kinds += ["end"] if words.has_interval(metric, of) else []
+    kinds += ["slice"] if words.is_sliced(metric, of) else []
     kind = draw(st.sampled_from(kinds))
     if kind == "end":
         return Gate(metric, comparison, limit, of, end=draw(st.sampled_from(["lower", "upper"])))
@@ -106,13 +110,54 @@ def gates(draw: st.DrawFn) -> Gate:
         by = draw(st.sampled_from(["group", "object size", r"name:(\d)\."]))
         extreme = draw(st.sampled_from(["min", "max"]))
         return Gate(metric, comparison, limit, of, by=by, extreme=extreme)
-    end = draw(st.sampled_from([None, "lower", "upper"])) if kind else None
+    ends = [None, "lower", "upper"] if words.has_interval(metric, of) else [None]
+    end = draw(st.sampled_from(ends)) if kind else None
     return Gate(metric, comparison, limit, of, end=end, baseline="runs/base line" if kind else None)
 
 
-@given(gates())
-def test_a_gates_text_is_parsed_to_an_equal_gate(gate: Gate) -> None:
-    assert parse(str(gate)) == gate
+@pytest.mark.parametrize("task", VOCABULARIES)
+@given(data=st.data())
+def test_a_gates_text_is_parsed_to_an_equal_gate(task: str, data: st.DataObject) -> None:
+    gate = data.draw(gates(task))
+    assert parse(str(gate), task) == gate
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "gate"),
+    [
+        ("detection", "map50 >= 0.5", Gate("ap50", ">=", 0.5)),
+        ("detection", "ap50[Car].lower >= 0.6", Gate("ap50", ">=", 0.6, of="Car", end="lower")),
+        ("detection", "recall >= 0.5", Gate("recall", ">=", 0.5)),
+        ("detection", "recall_at_fppi.0.1 >= 0.5", Gate("recall_at_fppi.0.1", ">=", 0.5)),
+        ("instance_segmentation", "mask_map50.upper < 0.5", Gate("mask_ap50", "<", 0.5, end="upper")),
+        ("classification", "accuracy.lower >= 0.9", Gate("accuracy", ">=", 0.9, end="lower")),
+        ("classification", "top_k.3.lower >= 0.9", Gate("top_k.3", ">=", 0.9, end="lower")),
+        ("segmentation", "boundary_iou[road] >= .5", Gate("boundary_iou", ">=", 0.5, of="road")),
+    ],
+)
+def test_gates_of_other_tasks_are_understood(task: str, text: str, gate: Gate) -> None:
+    assert parse(text, task) == gate
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "said"),
+    [
+        ("detection", "mean_iou >= 0.5", "'mean_iou' is none"),
+        ("detection", "mask_map >= 0.5", "'mask_map' is none; allowed: map, ap50"),
+        ("detection", "recal[Car] >= 0.5", "nearest: recall"),
+        ("detection", "ap[Car].lower >= 0.5", "intervals are of map, ap50, recall, ap50[CLASS], recall[CLASS], not ap"),
+        ("detection", "ap >= 0.5", "must say the class, for example 'ap[car]'"),
+        ("detection", "map[Car] >= 0.5", "must not name a class"),
+        ("classification", "acuracy >= 0.9", "nearest: accuracy"),
+        ("classification", "accuracy >= 90", "limit from 0 to 1"),
+        ("classification", "recall >= 0.9", "must say the class"),
+        ("segmentation", "mean_boundary_iou.lower >= 0.5", "must not have .lower: intervals are of mean_iou"),
+    ],
+)
+def test_what_other_tasks_refuse(task: str, text: str, said: str) -> None:
+    with pytest.raises(ValueError, match="must") as caught:
+        parse(text, task)
+    assert said in str(caught.value)
 
 
 @given(st.text() | st.text(alphabet="mean_iou[]()sliceofrecall. <>=0.7drop_vs"))
@@ -122,7 +167,7 @@ def test_nonsense_is_never_taken_for_a_gate(text: str) -> None:
         gate = parse(text)
     except ValueError:
         return
-    assert gate.metric in METRICS
+    assert gate.metric in VOCABULARIES["segmentation"].metrics
     assert math.isfinite(gate.limit)
     assert parse(str(gate)) == gate
 

@@ -23,6 +23,7 @@ from visionsft.evaluation.gates import Judgement, Verdict, judge
 from visionsft.evaluation.intervals import SegmentationIntervals, segmentation_intervals
 from visionsft.evaluation.label_intervals import LabelIntervals, label_intervals
 from visionsft.evaluation.label_thresholds import LabelThresholds
+from visionsft.evaluation.map_slices import slice_counts
 from visionsft.evaluation.pictures import (
     Example,
     colourise,
@@ -36,7 +37,7 @@ from visionsft.evaluation.pictures import (
 )
 from visionsft.evaluation.robustness import Robustness, measure_robustness
 from visionsft.evaluation.scoring import evaluate
-from visionsft.evaluation.slices import Metadata, Slices, slice_counts
+from visionsft.evaluation.slices import Metadata, Slices
 from visionsft.evaluation.temperature import load_temperature
 from visionsft.evaluation.thresholds import choose_thresholds
 

@@ -219,6 +219,7 @@ def describe(counts: BoundaryCounts, names: Sequence[str]) -> dict[str, Any]:
     ]
     report = {
         "mean_boundary_iou": _mean(iou),
+        "mean_boundary_f1": _mean(boundary_f1(counts.edges)[:, 2]),
         "boundary_iou": dict(zip(names, iou.tolist(), strict=True)),
         "boundary_f1": dict(zip(names, edges, strict=True)),
         "trimap": _trimap(counts.trimap),

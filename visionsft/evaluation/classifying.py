@@ -24,19 +24,23 @@ from datamodules.batch import Item
 from datamodules.labelled import LabelledSample
 from visionsft.config import ClassificationConfig
 from visionsft.errors import RunError
-from visionsft.evaluation.counts import FILE
+from visionsft.evaluation.counts import FILE, mean_brightness
 from visionsft.evaluation.efficiency import Efficiency, measure
 from visionsft.evaluation.evaluating import (
     WARNINGS,
     WORST,
     check_split,
+    describe_slices,
     describe_source,
     marked,
     progress,
+    remove_scores,
     save_figure,
+    write_slices,
 )
 from visionsft.evaluation.intervals import Unit
 from visionsft.evaluation.label_intervals import LabelIntervals, label_intervals
+from visionsft.evaluation.label_slices import slice_answers
 from visionsft.evaluation.label_thresholds import (
     DEFAULT,
     LabelThresholds,
@@ -53,6 +57,7 @@ from visionsft.evaluation.metrics import (
     summarise_labels,
 )
 from visionsft.evaluation.pictures import confusion_figure, display, picture_sheet
+from visionsft.evaluation.slices import Metadata, Slices, choose_kinds
 from visionsft.files import atomic_path, write_text
 from visionsft.models.inference import compute_logits
 from visionsft.models.views import average_labels
@@ -75,6 +80,18 @@ class Answers:
     """(N, K)."""
     labels: NDArray[Any]
     """(N,) int64 class index, or (N, K) float32 of 0 and 1."""
+    brightness: NDArray[np.float64]
+    """(N,), see `mean_brightness`."""
+
+    def take(self, index: NDArray[np.intp]) -> Answers:
+        """The images of these indices."""
+        items = tuple(self.items[i] for i in index.tolist())
+        columns = (self.probabilities[index], self.labels[index], self.brightness[index])
+        return Answers(items, self.classes, *columns)
+
+    def decided(self, thresholds: NDArray[np.float64] | None) -> NDArray[np.bool_]:
+        """(N, K): the classes given to each image."""
+        return decide(self.probabilities, thresholds)
 
     @property
     def truth(self) -> NDArray[np.bool_]:
@@ -107,13 +124,14 @@ class ClassificationEvaluation:
     """Where scores.json, table.txt, per_sample.npz, confusion.csv, confusion.png and worst.png are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
+    slices: Slices | None = None
     efficiency: Efficiency | None = None
     """If it was asked for."""
 
     @property
     def decided(self) -> NDArray[np.bool_]:
         """(N, K): the classes given to each image."""
-        return decide(self.answers.probabilities, self.thresholds)
+        return self.answers.decided(self.thresholds)
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -140,6 +158,7 @@ class ClassificationEvaluation:
         """What the command line prints and ``table.txt`` holds."""
         tables = [self.scores.table(), self.intervals.table(self.scores)]
         tables += [self._threshold_line()] if self.thresholds is not None else []
+        tables += [self.slices.table()] if self.slices else []
         tables += [self.efficiency.table()] if self.efficiency else []
         lines = [self.title, "", *"\n\n".join(tables).splitlines(), "", f"the worst images ({RULE}):"]
         lines += [f"  {self.answers.certainty[i]:.4f}  {self.answers.items[i].id}" for i in self.worst(5)]
@@ -183,10 +202,14 @@ def evaluate_classes(
     split: str = "test",
     checkpoint: Checkpoint = "best",
     group_by: Unit = "group",
+    slice_by: Sequence[str] = (),
+    metadata: str | Path | None = None,
     efficiency: bool = False,
 ) -> ClassificationEvaluation:
-    """Score a classification run on a split; writes ``<run>/evaluation/<split>/``. See `evaluate`."""
+    """Score a classification run on a split; writes ``<run>/evaluation/<split>/``. See `evaluate_segmentation`."""
     loaded = _load(run, checkpoint, split)
+    known = None if metadata is None else Metadata.read(metadata)
+    kinds = choose_kinds(slice_by, loaded.data.items[split], known)
     answers = answer(loaded, split)
     thresholds = read_thresholds(run, checkpoint, answers.classes) if _is_multi_label(loaded) else None
     groups = [item.group if group_by == "group" else item.id for item in answers.items]
@@ -201,6 +224,7 @@ def evaluate_classes(
         thresholds=thresholds,
         folder=run.evaluation(split),
         skipped=len(loaded.data.skipped),
+        slices=slice_answers(answers, kinds, thresholds=thresholds, metadata=known, unit=group_by),
         efficiency=_measure(loaded, split) if efficiency else None,
     )
     _write(evaluation, loaded, run.checkpoint(checkpoint))
@@ -241,12 +265,14 @@ def answer(loaded: LoadedRun, split: str) -> Answers:
     items: list[Item] = []
     probabilities: list[NDArray[np.float32]] = []
     labels: list[Tensor] = []
+    brightness: list[NDArray[np.float64]] = []
     for batch in progress(loaded.data.evaluation_loader(split), f"evaluating {split}"):
         items += batch["item"]
         probabilities.append(classify(loaded, batch["image"]))
         labels.append(batch["label"])
-    names = loaded.data.classes.names
-    return Answers(tuple(items), names, np.concatenate(probabilities), torch.cat(labels).numpy())
+        brightness.append(mean_brightness(batch, loaded.data.normalisation))
+    columns = np.concatenate(probabilities), torch.cat(labels).numpy(), np.concatenate(brightness)
+    return Answers(tuple(items), loaded.data.classes.names, *columns)
 
 
 def _load(run: Run, checkpoint: Checkpoint, split: str) -> LoadedRun:
@@ -276,7 +302,7 @@ def _measure(loaded: LoadedRun, split: str) -> Efficiency:
 def _write(evaluation: ClassificationEvaluation, loaded: LoadedRun, checkpoint: Path) -> None:
     """All files, each whole or not at all; scores.json comes last and so stands for a complete set."""
     folder, answers = evaluation.folder, evaluation.answers
-    (folder / "scores.json").unlink(missing_ok=True)
+    remove_scores(folder)
     write_text(folder / "table.txt", evaluation.table() + "\n")
     with atomic_path(folder / FILE) as path:
         np.savez_compressed(
@@ -286,7 +312,9 @@ def _write(evaluation: ClassificationEvaluation, loaded: LoadedRun, checkpoint: 
             classes=answers.classes,
             probabilities=answers.probabilities,
             labels=answers.labels,
+            brightness=answers.brightness,
         )
+    write_slices(evaluation.slices, folder)
     with atomic_path(folder / "confusion.csv") as path:
         _write_confusion(path, evaluation)
     heading = f"{evaluation.title}\naccuracy {evaluation.scores.accuracy:.4f}"
@@ -358,5 +386,6 @@ def _report(
         "thresholds": None
         if thresholds is None
         else dict(zip(answers.classes, thresholds.tolist(), strict=True)),
+        **describe_slices(evaluation.slices),
         "efficiency": evaluation.efficiency and evaluation.efficiency.as_dict(),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from datamodules import Normalisation
 from datamodules.batch import Batch, Item
+from datamodules.labelled import LabelledBatch
 from visionsft.errors import RunError
 from visionsft.evaluation.intervals import Unit
 from visionsft.files import atomic_path
@@ -54,7 +56,14 @@ class Counts:
         return Counts(items, self.classes, self.confusions[index], self.brightness[index])
 
 
-def mean_brightness(batch: Batch, normalisation: Normalisation) -> NDArray[np.float64]:
+def mean_value(sums: NDArray[Any], pixels: int, normalisation: Normalisation) -> float:
+    """Mean of all bands in the files' own units, from the sums (C,) of a normalised image that is 0 where invalid."""
+    if not pixels:
+        return math.nan
+    return float((sums.astype(np.float64) / pixels * normalisation.std + normalisation.mean).mean())
+
+
+def mean_brightness(batch: Batch | LabelledBatch, normalisation: Normalisation) -> NDArray[np.float64]:
     """Mean of all bands over each sample's valid pixels: (B,) in the files' own units; nan without any."""
     sums, pixels = batch["image"].sum((2, 3)), batch["valid"].sum((1, 2))  # invalid pixels are 0
     mean, std = (torch.tensor(each, dtype=torch.float64) for each in (normalisation.mean, normalisation.std))

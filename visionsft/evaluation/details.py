@@ -53,6 +53,11 @@ class Details:
         """Expected calibration error of the split, with the temperature."""
         return float(calibration.calibration_error(self.reliability.sum(axis=0))[0])
 
+    @property
+    def boundaries(self) -> BoundaryCounts | None:
+        """Of each sample, where they were wanted."""
+        return BoundaryCounts.stack(self._boundaries) if self.with_boundaries else None
+
     def arrays(self) -> dict[str, Any]:
         """Arrays for per_sample.npz: sums by sample, to be sliced and resampled."""
         kept: dict[str, Any] = {"reliability": self.reliability.astype(np.float32)}

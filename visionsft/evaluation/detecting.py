@@ -8,8 +8,8 @@ without the model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,14 +19,15 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from datamodules import Item
+from datamodules import Item, Normalisation
+from datamodules.batch import Window
 from datamodules.detection import DetectionDataModule
-from datamodules.objects import Objects, Target
 from datamodules.scenes import SceneReader
-from datamodules.views import to_target
 from visionsft.config import DetectionConfig
 from visionsft.evaluation.answers import RegionSource
+from visionsft.evaluation.counts import mean_value
 from visionsft.evaluation.detection_counts import DetectionCounts, save_detection_counts
+from visionsft.evaluation.detection_errors import DetectionErrors, break_down_errors
 from visionsft.evaluation.detection_intervals import DetectionIntervals, bootstrap_detections
 from visionsft.evaluation.detection_scores import (
     DETECTION_DEFINITIONS,
@@ -34,23 +35,30 @@ from visionsft.evaluation.detection_scores import (
     precision_recall_curves,
     score_detections,
 )
+from visionsft.evaluation.detection_slices import PARTS, slice_detections
+from visionsft.evaluation.efficiency import Efficiency, measure
 from visionsft.evaluation.evaluating import (
     WARNINGS,
     check_split,
+    describe_slices,
     describe_source,
     progress,
+    remove_scores,
     save_figure,
+    write_slices,
 )
 from visionsft.evaluation.intervals import Unit
 from visionsft.evaluation.metrics.boxes import ImageBoxes
 from visionsft.evaluation.mistaken import FOUND_IOU, FOUND_SCORE, Mistaken, find_mistakes, upright
 from visionsft.evaluation.pictures import Rgb, detection_curves_figure, display
+from visionsft.evaluation.slices import Metadata, Slices, choose_kinds
 from visionsft.files import write_text
 from visionsft.models.detections import Detections
 from visionsft.models.rotated import rotated_iou
 from visionsft.runs import Checkpoint, Run
 
 if TYPE_CHECKING:
+    from visionsft.prediction.slicing import SceneDetections
     from visionsft.training.loading import LoadedRun
 
 CROP = 160
@@ -69,10 +77,18 @@ class DetectionEvaluation:
     scores: DetectionScores
     intervals: DetectionIntervals
     counts: DetectionCounts
+    errors: DetectionErrors
+    """By kind, at the IoU of the scores."""
+    mask_scores: DetectionScores | None
+    """Of the outlines, where objects have them."""
+    mask_intervals: DetectionIntervals | None
     folder: Path
     """Where scores.json, table.txt, per_image_boxes.npz, curves.png, false_alarms.png and misses.png are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
+    slices: Slices | None = None
+    efficiency: Efficiency | None = None
+    """If it was asked for."""
 
     @property
     def warning(self) -> str | None:
@@ -88,6 +104,12 @@ class DetectionEvaluation:
     def table(self) -> str:
         """What the command line prints and ``table.txt`` holds."""
         lines = [self.title, "", self.scores.table(), "", self.intervals.table(self.scores)]
+        if self.mask_scores and self.mask_intervals:
+            lines += ["", "outlines, by the overlap of masks", self.mask_scores.table()]
+            lines += ["", self.mask_intervals.table(self.mask_scores)]
+        lines += ["", self.errors.table()]
+        lines += ["", self.slices.table()] if self.slices else []
+        lines += ["", self.efficiency.table()] if self.efficiency else []
         if self.skipped:
             lines += ["", f"{self.skipped} unusable files of the data set were skipped; scores.json names them."]
         if self.warning:
@@ -96,11 +118,20 @@ class DetectionEvaluation:
 
 
 def evaluate_detector(
-    run: Run, *, split: str = "test", checkpoint: Checkpoint = "best", group_by: Unit = "group"
+    run: Run,
+    *,
+    split: str = "test",
+    checkpoint: Checkpoint = "best",
+    group_by: Unit = "group",
+    slice_by: Sequence[str] = (),
+    metadata: str | Path | None = None,
+    efficiency: bool = False,
 ) -> DetectionEvaluation:
     """Score a detection run on a split; writes ``<run>/evaluation/<split>/``.
 
     Boxes are compared in the pixels that the model sees. group_by: what is resampled for the intervals.
+    slice_by, metadata: as in `evaluate_segmentation`; by "object_size" with the limits of the configuration.
+    efficiency: also measure what the model costs on this machine, in a few passes over a batch.
     """
     from visionsft.training.loading import load_run  # its modules use this package's metrics
 
@@ -110,23 +141,38 @@ def evaluate_detector(
     data: DetectionDataModule = loaded.data
     data.setup("test")
     check_split(data, split)
+    known = None if metadata is None else Metadata.read(metadata)
+    kinds = choose_kinds(slice_by, data.items[split], known, parts=PARTS)
     counts = DetectionCounts(data.classes.names)
     truth = data.objects(split)
     answered = detections_of(loaded, [item for item, _ in truth])
-    for (item, objects), (found, size) in progress(
+    for (item, objects), (found, size, brightness) in progress(
         zip(truth, answered, strict=True), f"evaluating {split}", total=len(truth)
     ):
-        counts.add(_as_labelled(found, objects), _target(objects), item=item, size=size)
-    iou, score = config.task.match_iou, config.task.match_score
+        outlines = _outlines_of(found) if data.masks else None
+        counts.add_objects(
+            found, objects, item=item, size=size, outlines=outlines, brightness=brightness
+        )
+    judged: dict[str, Any] = {"iou": config.task.match_iou, "score": config.task.match_score}
+    limits = config.task.size_limits
     evaluation = DetectionEvaluation(
         run=run.name,
         split=split,
         checkpoint=checkpoint,
-        scores=score_detections(counts, size_limits=config.task.size_limits, iou=iou, score=score),
-        intervals=bootstrap_detections(counts, unit=group_by, iou=iou, score=score),
+        scores=score_detections(counts, size_limits=limits, **judged),
+        intervals=bootstrap_detections(counts, unit=group_by, **judged),
         counts=counts,
+        errors=break_down_errors(counts, iou=config.task.match_iou),
+        mask_scores=score_detections(counts, size_limits=limits, masks=True, **judged) if data.masks else None,
+        mask_intervals=bootstrap_detections(counts, unit=group_by, masks=True, **judged)
+        if data.masks
+        else None,
         folder=run.evaluation(split),
         skipped=len(data.skipped),
+        slices=slice_detections(
+            counts, kinds, size_limits=limits, metadata=known, unit=group_by, **judged
+        ),
+        efficiency=_measure(loaded, split) if efficiency else None,
     )
     _write(evaluation, data, run.checkpoint(checkpoint))
     return evaluation
@@ -137,8 +183,8 @@ def evaluate_detector(
 
 def detections_of(
     loaded: LoadedRun, items: Iterable[Item]
-) -> Iterator[tuple[Detections, tuple[int, int]]]:
-    """What is found in each item, and its (height, width), in the pixels that the model sees."""
+) -> Iterator[tuple[SceneDetections, tuple[int, int], float]]:
+    """What is found in each item, its (height, width) in the pixels that the model sees, and its mean brightness."""
     from visionsft.prediction.detections import DetectionOptions, detection_predictor
     from visionsft.prediction.slicing import detect_images, detect_tiles, join_bands
 
@@ -148,33 +194,61 @@ def detections_of(
     slices, detector, reader = predictor.usual_slices(), predictor.detector, data.reader()
     if isinstance(reader, SceneReader):
         for item in items:
-            source = RegionSource(reader, item, data.normalisation)
+            source = _MeasuredSource(reader, item, data.normalisation)
             tiles = detect_tiles(detector, source, slices.plan(source.shape), slices)
-            yield join_bands(tiles), source.shape
+            yield join_bands(tiles), source.shape, source.brightness
         return
-    sizes: list[tuple[int, int]] = []
+    facts: list[tuple[tuple[int, int], float]] = []
 
     def images() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for item in items:
             raw = data.read(item)
-            sizes.append((raw.valid.shape[0], raw.valid.shape[1]))
             image = data.normalisation(raw.values, raw.valid)
+            brightness = mean_value(image.sum(axis=(1, 2)), int(raw.valid.sum()), data.normalisation)
+            facts.append(((raw.valid.shape[0], raw.valid.shape[1]), brightness))
             yield torch.from_numpy(image), torch.from_numpy(np.ascontiguousarray(raw.valid))
 
     for found in detect_images(detector, images(), slices=slices):
-        yield found, sizes.pop(0)
+        yield found, *facts.pop(0)
 
 
-def _target(objects: Objects) -> Target:
-    """Boxes alone, upright or turned: outlines are scored by their boxes here."""
-    return to_target(replace(objects, shapes=None), (0, 0), masks=False)
+class _MeasuredSource(RegionSource):
+    """Sums up what it reads, too; where tiles overlap, twice."""
+
+    def __init__(self, reader: SceneReader, region: Item, normalisation: Normalisation) -> None:
+        super().__init__(reader, region, normalisation)
+        self._sums = np.zeros(len(normalisation.mean))
+        self._pixels = 0
+
+    def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        image, valid = super().read(window)
+        self._sums += image.sum(axis=(1, 2))
+        self._pixels += int(valid.sum())
+        return image, valid
+
+    @property
+    def brightness(self) -> float:
+        """So far."""
+        return mean_value(self._sums, self._pixels, self.normalisation)
 
 
-def _as_labelled(found: Detections, objects: Objects) -> Detections:
-    """No detections are no turned ones, where the labels are turned."""
-    if objects.turned is None or found.turned is not None:
-        return found
-    return replace(found, turned=torch.empty((0, 5)))
+def _measure(loaded: LoadedRun, split: str) -> Efficiency:
+    """Costs on the first batch of the validation loader."""
+    from visionsft.prediction.detections import RunDetector
+
+    detector = RunDetector(loaded)
+    batch = next(iter(loaded.data.evaluation_loader(split)))
+
+    @torch.inference_mode()
+    def forward(image: torch.Tensor) -> list[Detections]:
+        return detector.detect(image, batch["sizes"])
+
+    return measure(loaded.model, forward, batch["image"])
+
+
+def _outlines_of(found: SceneDetections) -> NDArray[np.object_]:
+    """(D,) shapely geometries; no detections have no outlines."""
+    return np.empty(0, object) if found.outlines is None else found.outlines
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -183,9 +257,10 @@ def _as_labelled(found: Detections, objects: Objects) -> Detections:
 def _write(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoint: Path) -> None:
     """All files, each whole or not at all; scores.json comes last and so stands for a complete set."""
     folder, names = evaluation.folder, data.classes.names
-    (folder / "scores.json").unlink(missing_ok=True)
+    remove_scores(folder)
     write_text(folder / "table.txt", evaluation.table() + "\n")
     save_detection_counts(evaluation.counts, folder)
+    write_slices(evaluation.slices, folder)
     curves = precision_recall_curves(evaluation.counts)
     colours = dict(zip(names, data.classes.colours.tolist(), strict=True))
     heading = f"{evaluation.title}\nmAP {evaluation.scores.map:.4f}, AP50 {evaluation.scores.ap50:.4f}"
@@ -211,6 +286,11 @@ def _report(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoi
         "groups": len(set(evaluation.counts.groups)),
         "scores": evaluation.scores.as_dict(),
         "intervals": evaluation.intervals.as_dict(),
+        "mask_scores": evaluation.mask_scores and evaluation.mask_scores.as_dict(),
+        "mask_intervals": evaluation.mask_intervals and evaluation.mask_intervals.as_dict(),
+        "errors": evaluation.errors.as_dict(),
+        **describe_slices(evaluation.slices),
+        "efficiency": evaluation.efficiency and evaluation.efficiency.as_dict(),
         "definitions": DETECTION_DEFINITIONS,
     }
 

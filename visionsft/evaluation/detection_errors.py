@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionsft.evaluation.detection_counts import DetectionCounts
-from visionsft.evaluation.metrics.boxes import BoxTable, box_areas, count_labels, intersections
+from visionsft.evaluation.metrics.boxes import BoxTable, count_labels
 from visionsft.evaluation.metrics.detection import average_precisions, mean
-from visionsft.evaluation.metrics.matching import MAX_DETECTIONS, Matches, match_detections, same_key_pairs
+from visionsft.evaluation.metrics.matching import Matches, match_detections, same_key_pairs
 from visionsft.evaluation.metrics.segmentation import number, without_nan
 
 KINDS = {
@@ -85,7 +85,7 @@ def break_down_errors(
     *,
     iou: float = 0.5,
     background_iou: float = BACKGROUND_IOU,
-    max_detections: int = MAX_DETECTIONS,
+    max_detections: int | None = None,
 ) -> DetectionErrors:
     """All errors of a split at one IoU by kind; detections on ignored regions are none."""
     if not 0 <= background_iou < iou:
@@ -177,15 +177,10 @@ def _first_of_each(
 def _nearest(table: BoxTable, matches: Matches) -> Sequence[tuple[NDArray[np.float64], NDArray[np.int64]]]:
     """The largest IoU (D,) and whose it is (D,) among the objects of a detection's class, and of others; 0 and -1
     where there are none."""
-    found, area, truth_area = (
-        table.found[matches.index],
-        box_areas(table.found)[matches.index],
-        box_areas(table.truth),
-    )
-    nearest = [(np.zeros(len(found)), np.full(len(found), -1)) for _ in range(2)]
+    count = len(matches.index)
+    nearest = [(np.zeros(count), np.full(count, -1)) for _ in range(2)]
     for detection, truth in same_key_pairs(matches.image, table.truth_image):
-        common = intersections(found[detection], table.truth[truth])
-        overlap = common / (area[detection] + truth_area[truth] - common)
+        overlap = table.overlaps(matches.index[detection], truth)
         same = matches.labels[detection] == table.truth_labels[truth]
         for (largest, owner), kind in zip(nearest, (same, ~same), strict=True):
             pairs = np.flatnonzero(kind & (overlap > 0))

@@ -40,7 +40,7 @@ from visionsft.evaluation.metrics.detection import (
     interpolated_precision,
     mean,
 )
-from visionsft.evaluation.metrics.matching import COCO_IOUS, MAX_DETECTIONS, Matches, match_detections
+from visionsft.evaluation.metrics.matching import COCO_IOUS, Matches, match_detections
 from visionsft.evaluation.metrics.segmentation import ratio
 
 MOST_POINTS = 128
@@ -79,14 +79,15 @@ def bootstrap_detections(
     *,
     iou: float = 0.5,
     score: float = 0.5,
-    max_detections: int = MAX_DETECTIONS,
+    max_detections: int | None = None,
     unit: Unit = "group",
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = SEED,
+    masks: bool = False,
 ) -> DetectionIntervals:
-    """Bootstrap by group; iou, score and max_detections as in `score_detections`, whose numbers these are of."""
-    table = counts.table()
+    """Bootstrap by group; iou, score, max_detections and masks as in `score_detections`, whose numbers these are of."""
+    table = counts.table(masks=masks)
     (matches,) = match_detections(table, max_detections=max_detections)
     (given,) = match_detections(table, thresholds=(iou,), max_detections=max_detections)
     names, groups = np.unique(np.asarray(counts.names(unit), np.str_), return_inverse=True)

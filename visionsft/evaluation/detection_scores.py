@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionsft.evaluation.detection_counts import DetectionCounts
-from visionsft.evaluation.metrics.boxes import BoxTable
+from visionsft.evaluation.metrics.boxes import BoxTable, count_labels
 from visionsft.evaluation.metrics.detection import average_precisions, largest_recalls, mean
 from visionsft.evaluation.metrics.detection_curves import DetectionCurve, detection_curve
 from visionsft.evaluation.metrics.matching import (
     ALL_SIZES,
+    COCO_DETECTIONS,
     COCO_IOUS,
-    MAX_DETECTIONS,
     Matches,
     Range,
     match_detections,
@@ -44,7 +44,12 @@ DETECTION_DEFINITIONS = {
     "log_average_miss_rate": "geometric mean of 1 - recall at nine rates of 0.01 to 1 false positives per image, "
     "evenly spaced in logarithm (Dollár et al. 2012); of the totals: the mean over classes",
     "sizes": "roots of box areas in pixels; objects and unmatched detections of other sizes are ignored",
-    "ignored": "regions that are neither objects nor background: detections in them count neither for nor against",
+    "ignored": "regions that are neither objects nor background: detections in them count neither for nor against; "
+    "DOTA's difficult objects: detections of their class that reach them",
+    "max_detections": "detections of each image and class that count, the most certain ones; none: all that the "
+    "model gives",
+    "map_at_100": "mAP of the 100 most certain detections of each image and class alone, as COCO has it; only where "
+    "the model gives more",
 }
 """What each number means; written beside the numbers."""
 
@@ -101,8 +106,10 @@ class DetectionScores:
     precision: float
     recall_at_fppi: dict[str, float]
     log_average_miss_rate: float
-    max_detections: int
-    """Per image and class."""
+    max_detections: int | None
+    """Per image and class; None: all."""
+    map_at_100: float | None
+    """With COCO's limit; None where no image has more detections of a class."""
     images: int
     objects: int
     ignored: int
@@ -117,9 +124,13 @@ class DetectionScores:
     def definition(self) -> str:
         """What `map` means, to be printed with it."""
         present = f"{self.classes_present} of {len(self.per_class)} classes"
-        return (
-            f"{DETECTION_DEFINITIONS['map']} ({present}), {self.max_detections} detections an image and class"
-        )
+        return f"{DETECTION_DEFINITIONS['map']} ({present}), {self._limit}"
+
+    @property
+    def _limit(self) -> str:
+        if self.max_detections is None:
+            return "all detections that the model gives"
+        return f"{self.max_detections} detections an image and class"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: None in place of nan."""
@@ -148,12 +159,15 @@ class DetectionScores:
             f"recall at FPPI {rate:<6}   {number(value)}   IoU {self.iou:g}, all classes under one score"
             for rate, value in self.recall_at_fppi.items()
         ]
+        limit = f"{COCO_DETECTIONS} detections an image and class"
+        capped = [] if self.map_at_100 is None else [f"  with COCO's limit of {limit}: {number(self.map_at_100)}"]
         return [
             f"mAP 0.50:0.95           {number(self.map)}",
             f"  = {self.definition}",
+            *capped,
             f"AP50                    {number(self.ap50)}",
             f"AP75                    {number(self.ap75)}",
-            f"{f'AR{self.max_detections}':<24}{number(self.ar)}   {DETECTION_DEFINITIONS['ar']}",
+            f"{f'AR{self.max_detections or str()}':<24}{number(self.ar)}   {DETECTION_DEFINITIONS['ar']}",
             f"recall                  {number(self.recall)}   IoU {self.iou:g}, score >= {self.score:g}",
             f"precision               {number(self.precision)}   IoU {self.iou:g}, score >= {self.score:g}",
             *fppi,
@@ -180,14 +194,16 @@ def score_detections(
     size_limits: Sequence[float] = COCO_SIZES,
     iou: float = 0.5,
     score: float = 0.5,
-    max_detections: int = MAX_DETECTIONS,
+    max_detections: int | None = None,
+    masks: bool = False,
 ) -> DetectionScores:
     """Every number of a split.
 
     size_limits: between the ranges of sizes, in pixels (roots of areas), rising; iou: of curves and operating
-    points; score: from which on recall and precision are counted; max_detections: per image and class.
+    points; score: from which on recall and precision are counted; max_detections: per image and class, None: all;
+    masks: overlaps and areas are those of masks and not of boxes.
     """
-    table = counts.table()
+    table = counts.table(masks=masks)
     ranges = size_ranges(size_limits)
     whole, *parts = match_detections(table, sizes=(ALL_SIZES, *ranges), max_detections=max_detections)
     (matches,) = match_detections(table, thresholds=(iou,), max_detections=max_detections)
@@ -209,10 +225,20 @@ def score_detections(
         recall_at_fppi=_recalls(pooled),
         log_average_miss_rate=mean(np.array([row.log_average_miss_rate for row in rows])),
         max_detections=max_detections,
+        map_at_100=_capped_map(table, max_detections),
         **_sizes_of(table),
         by_size=tuple(_score_size(part, limits) for part, limits in zip(parts, ranges, strict=True)),
         per_class=rows,
     )
+
+
+def _capped_map(table: BoxTable, max_detections: int | None) -> float | None:
+    """With COCO's limit, where it leaves something out."""
+    most = count_labels(table.image, table.labels, images=table.images, classes=table.classes).max(initial=0)
+    if most <= COCO_DETECTIONS or max_detections is not None:
+        return None
+    (matches,) = match_detections(table, max_detections=COCO_DETECTIONS)
+    return mean(average_precisions(matches))
 
 
 def size_ranges(limits: Sequence[float]) -> list[Range]:
@@ -224,7 +250,7 @@ def size_ranges(limits: Sequence[float]) -> list[Range]:
 
 
 def precision_recall_curves(
-    counts: DetectionCounts, *, iou: float = 0.5, max_detections: int = MAX_DETECTIONS
+    counts: DetectionCounts, *, iou: float = 0.5, max_detections: int | None = None
 ) -> dict[str, DetectionCurve]:
     """The curve of each class in truth, by name, for a plot."""
     (matches,) = match_detections(counts.table(), thresholds=(iou,), max_detections=max_detections)

@@ -67,7 +67,7 @@ class Efficiency:
         )
 
 
-def measure(model: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor) -> Efficiency:
+def measure(model: nn.Module, forward: Callable[[Tensor], object], image: Tensor) -> Efficiency:
     """Run `forward`, which uses `model`, a few times on a batch (B, C, H, W) as evaluation has them."""
     device = next(model.parameters()).device
     megapixels = image.shape[0] * image.shape[2] * image.shape[3] / 1e6
@@ -85,7 +85,7 @@ def measure(model: nn.Module, forward: Callable[[Tensor], Tensor], image: Tensor
     )
 
 
-def _time(forward: Callable[[Tensor], Tensor], image: Tensor, device: torch.device) -> float:
+def _time(forward: Callable[[Tensor], object], image: Tensor, device: torch.device) -> float:
     """Seconds of a pass."""
     _wait(device)
     start = time.perf_counter()

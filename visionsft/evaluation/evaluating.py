@@ -39,6 +39,7 @@ from visionsft.evaluation.details import Details
 from visionsft.evaluation.efficiency import Efficiency, measure
 from visionsft.evaluation.gallery import RULE, write_gallery
 from visionsft.evaluation.intervals import FEW_GROUPS, SegmentationIntervals, Unit, segmentation_intervals
+from visionsft.evaluation.map_slices import PARTS, slice_counts
 from visionsft.evaluation.metrics import (
     DEFINITIONS,
     SegmentationScores,
@@ -54,7 +55,7 @@ from visionsft.evaluation.pictures import (
     display,
     reliability_figure,
 )
-from visionsft.evaluation.slices import Metadata, Slices, choose_kinds, slice_counts
+from visionsft.evaluation.slices import Metadata, Slices, choose_kinds
 from visionsft.evaluation.temperature import read_temperature
 from visionsft.files import atomic_path, sha256, write_text
 from visionsft.runs import Checkpoint, Run, describe_environment
@@ -158,8 +159,9 @@ def evaluate_segmentation(
 ) -> Evaluation:
     """Score a segmentation run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
 
-    group_by: what is resampled for the intervals. slice_by: "group", "brightness", "name:REGEX" or columns of
-    the CSV file `metadata` (all, unless some are given); with neither, the groups where these are 2 to 50.
+    group_by: what is resampled for the intervals. slice_by: "group", "brightness", "object_size", "edge_distance",
+    "name:REGEX" or columns of the CSV file `metadata` (all, unless some are given); with neither, the groups where
+    these are 2 to 50.
     boundaries: also count how well edges and objects are met; it takes more time than all other counting.
     efficiency: also measure what the model costs on this machine, in a few passes over a batch.
     """
@@ -170,7 +172,8 @@ def evaluate_segmentation(
     loaded.data.setup("test")
     check_split(loaded.data, split)
     table = None if metadata is None else Metadata.read(metadata)
-    kinds = choose_kinds(slice_by, loaded.data.items[split], table)
+    kinds = choose_kinds(slice_by, loaded.data.items[split], table, parts=PARTS)
+    boundaries = boundaries or not set(PARTS).isdisjoint(kinds)
     loader = loaded.data.evaluation_loader(split)
     names = loaded.data.classes.names
     details = Details(len(names), temperature=read_temperature(run, checkpoint), with_boundaries=boundaries)
@@ -191,7 +194,9 @@ def evaluate_segmentation(
         by_image=_intervals(counts, "image")
         if 1 < intervals.groups < FEW_GROUPS <= len(counts.items)
         else None,
-        slices=slice_counts(counts, kinds, metadata=table, unit=group_by),
+        slices=slice_counts(
+            counts, kinds, boundaries=details.boundaries, metadata=table, unit=group_by
+        ),
         counts=counts,
         details=details,
         folder=run.evaluation(split),
@@ -302,16 +307,12 @@ def _write(
 ) -> None:
     """All files, each whole or not at all; scores.json comes last and so stands for a complete set."""
     folder, classes = evaluation.folder, loaded.data.classes
-    for name in ("scores.json", "gates.json", "gates.xml"):  # the gates were judged by the old scores
-        (folder / name).unlink(missing_ok=True)
+    remove_scores(folder)
     write_text(folder / "table.txt", evaluation.table() + "\n")
     with atomic_path(folder / "confusion.csv") as path:
         _write_csv(path, evaluation.confusion, classes.names)
     save_counts(evaluation.counts, folder, details=evaluation.details.arrays())
-    (folder / "slices.csv").unlink(missing_ok=True)  # of an evaluation by other slices
-    if evaluation.slices:
-        with atomic_path(folder / "slices.csv") as path:
-            evaluation.slices.write_csv(path)
+    write_slices(evaluation.slices, folder)
     heading = (
         f"{evaluation.title}\nmean IoU {evaluation.scores.mean_iou:.4f}, {evaluation.scores.pixels:,} pixels"
     )
@@ -326,6 +327,28 @@ def _write(
     write_text(
         folder / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     )
+
+
+def write_slices(slices: Slices | None, folder: Path) -> None:
+    """slices.csv, in place of that of an evaluation by other slices."""
+    (folder / "slices.csv").unlink(missing_ok=True)
+    if slices:
+        with atomic_path(folder / "slices.csv") as path:
+            slices.write_csv(path)
+
+
+def describe_slices(slices: Slices | None) -> dict[str, Any]:
+    """For scores.json."""
+    return {
+        "slices": [row.as_dict() for row in slices.rows] if slices else [],
+        "slices_note": slices.note if slices else None,
+    }
+
+
+def remove_scores(folder: Path) -> None:
+    """Those of an earlier evaluation, and the gates that were judged by them: new ones stand for complete files."""
+    for name in ("scores.json", "gates.json", "gates.xml"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def save_figure(figure: Figure, target: Path) -> None:
@@ -352,8 +375,7 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
             **evaluation.intervals.as_dict(),
             "by_image": evaluation.by_image.as_dict() if evaluation.by_image else None,
         },
-        "slices": [row.as_dict() for row in evaluation.slices.rows] if evaluation.slices else [],
-        "slices_note": evaluation.slices.note if evaluation.slices else None,
+        **describe_slices(evaluation.slices),
         "definitions": DEFINITIONS,
         "confusion": evaluation.confusion.tolist(),
         **evaluation.details.describe(data.classes.names),

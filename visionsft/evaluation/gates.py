@@ -17,8 +17,9 @@ from xml.etree import ElementTree
 from visionsft.errors import RunError
 from visionsft.evaluation.differences import differences
 from visionsft.evaluation.samples import check_comparable, read_samples
+from visionsft.evaluation.verification import same_truth
 from visionsft.files import write_text
-from visionsft.gate import CALIBRATION, EFFICIENCY, PER_CLASS, TOTALS, Gate
+from visionsft.gate import CALIBRATION, EFFICIENCY, VOCABULARIES, Gate, Vocabulary
 from visionsft.runs import Run
 
 Values = Mapping[str, float | None]
@@ -97,7 +98,7 @@ def judge(run: Run | str | Path, gates: Sequence[Gate], *, split: str = "test") 
     """Judge an evaluated split by its scores.json; writes gates.json and gates.xml beside it."""
     run = run if isinstance(run, Run) else Run.open(run)
     scores = run.scores(split)
-    values = look_up(scores)
+    values = look_up(scores, run.task)
     verdicts = tuple(_judge(gate, values, scores, run) for gate in gates)
     judgement = Judgement(run.name, split, scores.get("warning"), verdicts)
     folder = run.evaluation(split)
@@ -119,14 +120,17 @@ def _value_of(gate: Gate, values: Values, scores: Mapping[str, Any], run: Run) -
     if gate.baseline:
         return _drop(gate, scores["split"], run)
     value = values.get(gate.value)
+    words = VOCABULARIES[run.task]
     if value is None or not math.isfinite(value):
-        return None, _reason(gate, scores)
-    return value, _sliced(gate, scores) if gate.by else ""
+        return None, _reason(gate, scores, words)
+    return value, _sliced(gate, scores, words) if gate.by else ""
 
 
 def _drop(gate: Gate, split: str, run: Run) -> tuple[float | None, str]:
     """The baseline's value minus this run's, or an end of its interval, if both are of the same test data."""
     baseline = Run.open(str(gate.baseline))
+    if run.task != "segmentation":
+        return _plain_drop(gate, split, baseline, run)
     try:
         first, second = (read_samples(each, split) for each in (baseline, run))
         check_comparable(first, second)
@@ -144,30 +148,72 @@ def _drop(gate: Gate, split: str, run: Run) -> tuple[float | None, str]:
     return -row.ends[gate.end == "lower"], f"drop {-row.difference:.4f}: {note}"
 
 
+def _plain_drop(gate: Gate, split: str, baseline: Run, run: Run) -> tuple[float | None, str]:
+    """The same of other tasks."""
+    try:
+        same_truth(baseline, run, split)
+        values = [look_up(each.scores(split), run.task).get(gate.value) for each in (baseline, run)]
+    except RunError as error:
+        return None, str(error)
+    first, second = values
+    if first is None or second is None:
+        return None, f"not defined in {baseline.path} or here"
+    return first - second, f"{first:.4f} in {baseline.path}, {second:.4f} here"
+
+
 # ---------------------------------------------------------------------------------------- values
 
 
-def look_up(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    """Everything in scores.json that a gate can ask for, by `Gate.value`."""
+def look_up(scores: Mapping[str, Any], task: str = "segmentation") -> dict[str, float | None]:
+    """Everything in scores.json that a gate of that task can ask for, by `Gate.value`."""
+    words = VOCABULARIES[task]
     return {
-        **_metrics(scores["scores"]),
+        **_metrics(scores, words),
         **_interval_ends(scores.get("intervals") or {}),
-        **_slice_extremes(scores.get("slices") or []),
+        **_interval_ends(scores.get("mask_intervals") or {}, prefix="mask_"),
+        **_slice_extremes(scores.get("slices") or [], words),
         **_efficiency(scores.get("efficiency") or {}),
-        **{name: (scores.get("calibration") or {}).get(name) for name in CALIBRATION},
+        **{name: (scores.get("calibration") or scores["scores"]).get(name) for name in CALIBRATION},
     }
 
 
-def _metrics(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    rows = scores["per_class"]
-    per_class = {f"{metric}[{row['name']}]": row[metric] for row in rows for metric in PER_CLASS}
-    return {name: scores[name] for name in TOTALS} | per_class
+def _metrics(scores: Mapping[str, Any], words: Vocabulary) -> dict[str, float | None]:
+    totals = {name: _total(scores, name) for name in words.totals}
+    rows = {metric: _of_classes(scores, metric) for metric in words.per_class}
+    return totals | {f"{metric}[{name}]": value for metric, row in rows.items() for name, value in row.items()}
 
 
-def _interval_ends(intervals: Mapping[str, Any]) -> dict[str, float | None]:
-    ends = dict(intervals.get("metrics", {}))
+def _part(scores: Mapping[str, Any], metric: str) -> tuple[Mapping[str, Any], str]:
+    """Where a metric is in scores.json, and its name there."""
+    if metric.startswith("mask_"):
+        return scores.get("mask_scores") or {}, metric.removeprefix("mask_")
+    return scores["scores"], metric
+
+
+def _total(scores: Mapping[str, Any], metric: str) -> float | None:
+    """Of the whole split; top_k.3 is top_k's 3."""
+    if metric.startswith("mean_boundary"):
+        return (scores.get("boundaries") or {}).get(metric)
+    part, name = _part(scores, metric)
+    if name in part:
+        return part[name]
+    name, _, key = name.partition(".")
+    return (part.get(name) or {}).get(key)
+
+
+def _of_classes(scores: Mapping[str, Any], metric: str) -> dict[str, float | None]:
+    """By class."""
+    if metric.startswith("boundary"):
+        rows = (scores.get("boundaries") or {}).get(metric) or dict.fromkeys(scores["classes"])
+        return {name: row["f1"] if isinstance(row, dict) else row for name, row in rows.items()}
+    part, name = _part(scores, metric)
+    return {row["name"]: row[name] for row in part.get("per_class", ())}
+
+
+def _interval_ends(intervals: Mapping[str, Any], *, prefix: str = "") -> dict[str, float | None]:
+    ends = {f"{prefix}{metric}": pair for metric, pair in intervals.get("metrics", {}).items()}
     for name, metrics in intervals.get("per_class", {}).items():
-        ends |= {f"{metric}[{name}]": metrics.get(metric) for metric in PER_CLASS}
+        ends |= {f"{prefix}{metric}[{name}]": pair for metric, pair in metrics.items() if _is_pair(pair)}
     return {
         f"{value}.{end}": pair and pair[index]
         for value, pair in ends.items()
@@ -175,11 +221,16 @@ def _interval_ends(intervals: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
-def _slice_extremes(slices: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def _is_pair(value: Any) -> bool:
+    """Classes have a note and a count of groups, too."""
+    return isinstance(value, list | tuple)
+
+
+def _slice_extremes(slices: Sequence[Mapping[str, Any]], words: Vocabulary) -> dict[str, float | None]:
     """The least and the largest value over the slices in which it is defined."""
     found: dict[str, list[float]] = {}
     for each in slices:
-        for value, number in _of_slice(each).items():
+        for value, number in _of_slice(each, words).items():
             if number is not None:
                 found.setdefault(f"slice({each['by']}).{value}", []).append(number)
     return {
@@ -187,12 +238,14 @@ def _slice_extremes(slices: Sequence[Mapping[str, Any]]) -> dict[str, float | No
     }
 
 
-def _of_slice(each: Mapping[str, Any]) -> dict[str, float | None]:
-    totals = {name: each.get(name) for name in TOTALS}
-    per_class = {
-        f"{metric}[{name}]": number for metric in PER_CLASS for name, number in each.get(metric, {}).items()
+def _of_slice(each: Mapping[str, Any], words: Vocabulary) -> dict[str, float | None]:
+    """Segmentation has a class metric beside the totals; other tasks keep them under 'per_class'."""
+    totals = {name: each.get(name) for name in words.sliced if not name.endswith("[]")}
+    classes = each.get("per_class", each)
+    names = [name.removesuffix("[]") for name in words.sliced if name.endswith("[]")]
+    return totals | {
+        f"{metric}[{name}]": number for metric in names for name, number in classes.get(metric, {}).items()
     }
-    return totals | per_class
 
 
 def _efficiency(efficiency: Mapping[str, Any]) -> dict[str, float | None]:
@@ -204,20 +257,24 @@ def _efficiency(efficiency: Mapping[str, Any]) -> dict[str, float | None]:
 # --------------------------------------------------------------------------------------- reasons
 
 
-def _reason(gate: Gate, scores: Mapping[str, Any]) -> str:
+def _reason(gate: Gate, scores: Mapping[str, Any], words: Vocabulary) -> str:
     """Why the gate has no value."""
     if gate.metric in EFFICIENCY:
         return "not measured; `visionsft evaluate --efficiency` does"
     if gate.metric in CALIBRATION:
         return "no calibration was measured"
     if gate.by:
-        return _sliced(gate, scores)
-    if _metrics(scores["scores"])[_plain(gate)] is None:
+        return _sliced(gate, scores, words)
+    if gate.is_about_boundaries and "boundaries" not in scores:
+        return "not measured; `visionsft evaluate --boundaries` does"
+    if _metrics(scores, words).get(_plain(gate)) is None:
         where = {"recall": "in truth", "precision": "in the prediction"}.get(
             gate.metric, "in truth or prediction"
         )
-        return f"not defined: no pixel of '{gate.of}' {where} of split '{scores['split']}'"
-    return f"no interval: {_no_interval(gate, scores.get('intervals') or {})}"
+        of = f" of '{gate.of}'" if gate.of else ""
+        return f"not defined: no {words.counted}{of} {where} of split '{scores['split']}'"
+    kept = "mask_intervals" if gate.metric.startswith("mask_") else "intervals"
+    return f"no interval: {_no_interval(gate, scores.get(kept) or {})}"
 
 
 def _no_interval(gate: Gate, intervals: Mapping[str, Any]) -> str:
@@ -225,12 +282,12 @@ def _no_interval(gate: Gate, intervals: Mapping[str, Any]) -> str:
     return per_class.get("note") or intervals.get("note") or "none was made"
 
 
-def _sliced(gate: Gate, scores: Mapping[str, Any]) -> str:
+def _sliced(gate: Gate, scores: Mapping[str, Any], words: Vocabulary) -> str:
     """In how many slices the value is defined."""
     slices = [each for each in scores.get("slices") or () if each["by"] == gate.by]
     if not slices:
         return f"no slices by '{gate.by}' were scored"
-    defined = sum(_of_slice(each).get(_plain(gate)) is not None for each in slices)
+    defined = sum(_of_slice(each, words).get(_plain(gate)) is not None for each in slices)
     return f"defined in {defined} of {len(slices)} slices"
 
 

@@ -57,7 +57,7 @@ def _mistakes_of(boxes: ImageBoxes) -> tuple[list[int], list[int]]:
     """Indices of false alarms among the detections, and of missed ones among the objects."""
     same = boxes.labels[:, None] == boxes.truth_labels[None]
     met = (_iou(boxes.found, boxes.truth) >= FOUND_IOU) & same
-    in_ignored = _share_inside(upright(boxes.found), boxes.ignored) >= FOUND_IOU
+    in_ignored = _share_inside(upright(boxes.found), upright(boxes.ignored)) >= FOUND_IOU
     false = np.flatnonzero(~met.any(axis=1) & ~in_ignored)
     missed = np.flatnonzero(~met[boxes.scores >= FOUND_SCORE].any(axis=0))
     return false.tolist(), missed.tolist()

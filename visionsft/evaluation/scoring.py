@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from visionsft.errors import ConfigError
 from visionsft.evaluation.classifying import ClassificationEvaluation, evaluate_classes
@@ -26,19 +27,15 @@ def evaluate(
 ) -> Evaluation | DetectionEvaluation | ClassificationEvaluation:
     """Score a run's model on a split ('train', 'val', 'test'); writes ``<run>/evaluation/<split>/``.
 
-    See `evaluate_segmentation`, `evaluate_detector` and `evaluate_classes`; the options after `group_by` are for
-    segmentation, `efficiency` for classification, too.
+    See `evaluate_segmentation`, `evaluate_detector` and `evaluate_classes`; boundaries are of segmentation alone.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    own = {"slice_by": slice_by, "metadata": metadata, "boundaries": boundaries, "efficiency": efficiency}
+    common: dict[str, Any] = {
+        "split": split, "checkpoint": checkpoint, "group_by": group_by, "efficiency": efficiency,
+        "slice_by": slice_by, "metadata": metadata,
+    }  # fmt: skip
     if run.task == "segmentation":
-        return evaluate_segmentation(run, split=split, checkpoint=checkpoint, group_by=group_by, **own)  # type: ignore[arg-type]
-    if run.task == "classification":
-        own.pop("efficiency")
-    if given := [name for name, value in own.items() if value]:
-        raise ConfigError(f"{', '.join(given)}: for segmentation; the task of {run.path} is {run.task}")
-    if run.task == "classification":
-        return evaluate_classes(
-            run, split=split, checkpoint=checkpoint, group_by=group_by, efficiency=efficiency
-        )
-    return evaluate_detector(run, split=split, checkpoint=checkpoint, group_by=group_by)
+        return evaluate_segmentation(run, boundaries=boundaries, **common)
+    if boundaries:
+        raise ConfigError(f"boundaries: for segmentation; the task of {run.path} is {run.task}")
+    return (evaluate_classes if run.task == "classification" else evaluate_detector)(run, **common)

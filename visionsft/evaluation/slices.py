@@ -1,7 +1,8 @@
 """Slices: the parts of a split on which a model does worst, by anything that is known of its samples.
 
 A slice is all samples with one value: of their group (scene or drive), of a regular expression's match in
-their name, of a column of a metadata file, or of their brightness in quarters. Whoever looks at many slices
+their name, of a column of a metadata file, or of their brightness in quarters; or it is a part of every sample, such
+as its small objects. What is scored is a matter of the task. Whoever looks at many slices
 finds a bad one by chance: their intervals are widened (Bonferroni) so that all hold at once.
 """
 
@@ -11,10 +12,10 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,19 +23,8 @@ from numpy.typing import NDArray
 from datamodules import DataError
 from datamodules.batch import Item
 from visionsft.errors import nearest
-from visionsft.evaluation.counts import Counts
-from visionsft.evaluation.intervals import (
-    FEW_GROUPS,
-    LEVEL,
-    RESAMPLES,
-    SEED,
-    Ends,
-    Unit,
-    group_sums,
-    resample,
-    total_intervals,
-)
-from visionsft.evaluation.metrics import SegmentationScores, marginal_counts, summarise
+from visionsft.evaluation.intervals import FEW_GROUPS, LEVEL, Ends, Unit
+from visionsft.evaluation.metrics.segmentation import number
 
 MOST = 50
 """Slices of one kind, at most: more are no summary, and their widened intervals say nothing."""
@@ -46,6 +36,8 @@ UNKNOWN = "unknown"
 """Value of samples that have none."""
 
 BRIGHTNESS = "brightness"
+OBJECT_SIZE = "object_size"
+EDGE_DISTANCE = "edge_distance"
 _PATTERN = "name:"
 _EXAMPLES = 3
 
@@ -78,11 +70,11 @@ class Metadata:
                 f"{path}: needs a header line, rows below it and a column beside the sample's name"
             )
         header, rows = lines[0], lines[1:]
-        for number, row in enumerate(rows, start=2):
+        for line, row in enumerate(rows, start=2):
             if len(row) != len(header):
-                raise DataError(f"{path}: row {number} has {len(row)} fields, the header {len(header)}")
+                raise DataError(f"{path}: row {line} has {len(row)} fields, the header {len(header)}")
             if not row[0]:
-                raise DataError(f"{path}: row {number} names no sample (its first column is empty)")
+                raise DataError(f"{path}: row {line} names no sample (its first column is empty)")
         twice = [key for key, count in Counter(row[0] for row in rows).items() if count > 1]
         if twice:
             raise DataError(f"{path}: {len(twice)} samples have several rows, e.g. {twice[0]!r}")
@@ -133,22 +125,26 @@ def _keys(item: Item) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------------------------- labelling
 
 
-def choose_kinds(given: Sequence[str], items: Sequence[Item], metadata: Metadata | None) -> tuple[str, ...]:
+def choose_kinds(
+    given: Sequence[str], items: Sequence[Item], metadata: Metadata | None, *, parts: Sequence[str] = ()
+) -> tuple[str, ...]:
     """What a split is sliced by: what is given, and all metadata unless some of its columns are given.
 
-    Nothing given: its groups, where they are some and not too many. Raises a DataError for what can't be sliced
-    by, before anything is computed.
+    parts: what the task has beside that. Nothing given: its groups, where they are some and not too many. Raises a
+    DataError for what can't be sliced by, before anything is computed.
     """
     columns = () if metadata is None or set(given) & set(metadata.columns) else metadata.columns
     kinds = tuple(dict.fromkeys((*given, *columns)))
     for kind in kinds:
-        if kind != BRIGHTNESS:  # known after the images were read
-            label(kind, items, metadata)
+        if kind not in (BRIGHTNESS, *parts):  # known after the images were read
+            label(kind, items, metadata, parts=parts)
     few = 2 <= len({item.group for item in items}) <= MOST
     return kinds or (("group",) if few else ())
 
 
-def label(kind: str, items: Sequence[Item], metadata: Metadata | None) -> list[str]:
+def label(
+    kind: str, items: Sequence[Item], metadata: Metadata | None, *, parts: Sequence[str] = ()
+) -> list[str]:
     """N samples' values of `kind`: "group", "name:REGEX" or a column of the metadata."""
     if kind == "group":
         values = [item.group for item in items]
@@ -157,7 +153,7 @@ def label(kind: str, items: Sequence[Item], metadata: Metadata | None) -> list[s
     elif metadata is not None and kind in metadata.columns:
         values = _binned(metadata.column(kind, items))
     else:
-        raise DataError(_unknown(kind, metadata))
+        raise DataError(_unknown(kind, metadata, parts))
     if len(set(values)) > MOST:
         raise DataError(
             f"slice by {kind}: {len(set(values))} different values in {len(items)} samples, "
@@ -166,14 +162,14 @@ def label(kind: str, items: Sequence[Item], metadata: Metadata | None) -> list[s
     return values
 
 
-def _unknown(kind: str, metadata: Metadata | None) -> str:
+def _unknown(kind: str, metadata: Metadata | None, parts: Sequence[str]) -> str:
     columns = metadata.columns if metadata else ()
-    allowed = ("group", BRIGHTNESS, *columns)
+    allowed = ("group", BRIGHTNESS, *parts, *columns)
     hint = nearest(kind, allowed)
     named = f"the columns of {metadata.path}" if metadata else "a column of --metadata FILE.csv"
     return (
-        f"can't slice by {kind!r}{f' (nearest: {hint})' if hint else ''}; allowed: group, brightness, "
-        f"name:REGEX, {named}{': ' + ', '.join(columns) if columns else ''}"
+        f"can't slice by {kind!r}{f' (nearest: {hint})' if hint else ''}; allowed: "
+        f"{', '.join(('group', BRIGHTNESS, *parts))}, name:REGEX, {named}{': ' + ', '.join(columns) if columns else ''}"
     )
 
 
@@ -220,37 +216,53 @@ def quarters(numbers: NDArray[np.float64]) -> list[str]:
 # ------------------------------------------------------------------------------------------------ slicing
 
 
+class Sliceable(Protocol):
+    """What a pass over a split leaves of its samples, whatever the task."""
+
+    @property
+    def items(self) -> Sequence[Item]: ...
+    @property
+    def brightness(self) -> Sequence[float] | NDArray[np.float64]: ...
+    def take(self, index: NDArray[np.intp]) -> Self: ...
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How good a model is on one slice."""
+
+    score: float
+    """By which slices are ordered; nan where it isn't defined."""
+    counted: int
+    """Pixels, objects or images that it was counted on."""
+    interval: Ends | None
+    """Of the score."""
+    note: str | None
+    """Why there is no interval, or what speaks against it."""
+    numbers: dict[str, Any]
+    """For JSON: None in place of nan."""
+
+
 @dataclass(frozen=True)
 class Slice:
-    """The samples with one value, and how good the model is on them."""
+    """The samples with one value, or a part of every sample, and how good the model is there."""
 
     by: str
     value: str
     samples: int
     groups: int
-    scores: SegmentationScores
-    interval: Ends | None
-    """Of mean IoU, at the widened level."""
-    note: str | None
-    """Why there is no interval, or what speaks against it."""
+    found: Finding
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: None in place of nan."""
-        scores = self.scores.as_dict()
+        """For JSON."""
+        ends = self.found.interval
         return {
             "by": self.by,
             "value": self.value,
             "samples": self.samples,
             "groups": self.groups,
-            "pixels": self.scores.pixels,
-            "mean_iou": scores["mean_iou"],
-            "classes_present": self.scores.classes_present,
-            "interval": None if self.interval is None else list(self.interval),
-            "pixel_accuracy": scores["pixel_accuracy"],
-            "mean_recall": scores["mean_recall"],
-            "recall": {row["name"]: row["recall"] for row in scores["per_class"]},
-            "iou": {row["name"]: row["iou"] for row in scores["per_class"]},
-            "note": self.note,
+            **self.found.numbers,
+            "interval": None if ends is None else list(ends),
+            "note": self.found.note,
         }
 
 
@@ -259,6 +271,12 @@ class Slices:
     """All slices of a split, the worst first."""
 
     rows: tuple[Slice, ...]
+    score: str
+    """What is scored and has the intervals, e.g. "mean IoU"."""
+    counted: str
+    """On what, e.g. "pixels"."""
+    meaning: str
+    """What the score is in a slice."""
     level: float
     """At which all intervals hold together."""
     each: float
@@ -271,7 +289,7 @@ class Slices:
         """What many looks mean for each."""
         note = (
             f"{len(self.rows)} slices were looked at: each interval is widened to {self.each:.2%} (Bonferroni), so "
-            f"that all hold at once with {self.level:.0%}; mean IoU is over the classes that occur in the slice"
+            f"that all hold at once with {self.level:.0%}; {self.meaning}"
         )
         return f"{note}; {self.unused}" if self.unused else note
 
@@ -279,35 +297,54 @@ class Slices:
         """A text table, the worst slice first."""
         names = [f"{row.by} = {row.value}" for row in self.rows]
         width = max(len("slice"), *map(len, names))
-        head = f"{'slice':{width}}  samples  groups         pixels  classes  mean IoU  interval"
+        column = max(8, len(self.score))
+        head = f"{'slice':{width}}  samples  groups  {self.counted:>13}  {self.score:>{column}}  interval"
         lines = [head, "-" * len(head)]
         for name, row in zip(names, self.rows, strict=True):
-            ends = "-" if row.interval is None else "[{:.3f}, {:.3f}]".format(*row.interval)
-            counts = f"{row.samples:>7,}  {row.groups:>6,}  {row.scores.pixels:>13,}  {row.scores.classes_present:>7}"
-            note = f"  {row.note}" if row.note else ""
-            lines.append(f"{name:{width}}  {counts}  {row.scores.mean_iou:>8.4f}  {ends}{note}")
+            ends = "-" if row.found.interval is None else "[{:.3f}, {:.3f}]".format(*row.found.interval)
+            counts = f"{row.samples:>7,}  {row.groups:>6,}  {row.found.counted:>13,}"
+            note = f"  {row.found.note}" if row.found.note else ""
+            lines.append(f"{name:{width}}  {counts}  {number(row.found.score):>{column}}  {ends}{note}")
         return "\n".join([*lines, "-" * len(head), self.note])
 
     def write_csv(self, path: Path) -> None:
-        """One row a slice: its numbers, then recall and IoU of every class."""
+        """One row a slice: its numbers, then those of every class."""
         rows = [_flat(row.as_dict()) for row in self.rows]
+        columns = dict.fromkeys(key for row in rows for key in row)
         with open(path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer = csv.DictWriter(file, fieldnames=list(columns))
             writer.writeheader()
             writer.writerows(rows)
 
 
-def slice_counts(
-    counts: Counts,
+Counted = TypeVar("Counted", bound=Sliceable)
+Judge = Callable[[Counted, Unit, float], Finding]
+"""Scores some samples, with an interval by unit at a level."""
+Part = Callable[[float], Slice]
+"""A slice that is a part of every sample, with an interval at a level."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How the slices of a task are spoken of, see `Slices`."""
+
+    score: str
+    counted: str
+    meaning: str
+
+
+def cut(
+    counts: Counted,
     kinds: Sequence[str],
+    judge: Judge[Counted],
     *,
+    shown: Shown,
+    parts: Sequence[Part] = (),
     metadata: Metadata | None = None,
     unit: Unit = "group",
     level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
 ) -> Slices | None:
-    """All slices of the given kinds, see `label`, and "brightness"; None where there is none.
+    """All slices of the given kinds, see `label`, and "brightness", and `parts`; None where there is none.
 
     A slice of too few groups gets an interval over its images, with a note that it is too narrow.
     """
@@ -317,42 +354,32 @@ def slice_counts(
         for values in [np.array(_label(kind, counts, metadata))]
         for value in sorted(set(values.tolist()))
     ]
-    each = widened(level, len(chosen))
-    rows = [
-        _slice(kind, value, counts.take(index), unit, level=each, resamples=resamples, seed=seed)
-        for kind, value, index in chosen
-    ]
-    order = np.argsort([row.scores.mean_iou for row in rows], kind="stable")  # nan comes last
+    each = widened(level, len(chosen) + len(parts))
+    rows = [_slice(kind, value, counts.take(index), judge, unit, each) for kind, value, index in chosen]
+    rows += [part(each) for part in parts]
+    order = np.argsort([row.found.score for row in rows], kind="stable")  # nan comes last
     unused = metadata.unused(counts.items) if metadata else None
-    return Slices(tuple(rows[i] for i in order), level, each, unused) if rows else None
+    if not rows:
+        return None
+    return Slices(
+        tuple(rows[i] for i in order), shown.score, shown.counted, shown.meaning, level, each, unused
+    )
 
 
-def _label(kind: str, counts: Counts, metadata: Metadata | None) -> list[str]:
-    return quarters(counts.brightness) if kind == BRIGHTNESS else label(kind, counts.items, metadata)
+def _label(kind: str, counts: Sliceable, metadata: Metadata | None) -> list[str]:
+    if kind == BRIGHTNESS:
+        return quarters(np.asarray(counts.brightness, np.float64))
+    return label(kind, counts.items, metadata)
 
 
 def _slice(
-    kind: str, value: str, part: Counts, unit: Unit, *, level: float, resamples: int, seed: int
+    kind: str, value: str, part: Counted, judge: Judge[Counted], unit: Unit, level: float
 ) -> Slice:
-    def interval_by(unit: Unit) -> tuple[Ends | None, str | None]:
-        _, sums = group_sums(marginal_counts(part.confusions), part.names(unit))
-        ends, why = total_intervals(
-            sums, resample(sums, resamples=resamples, seed=seed), unit=unit, level=level
-        )
-        return ends["mean_iou"], why
-
-    interval, note = interval_by(unit)
-    if note and unit == "group" and len(part.items) >= FEW_GROUPS:
-        interval, note = interval_by("image")[0], f"{note}: by image, too narrow"
-    return Slice(
-        by=kind,
-        value=value,
-        samples=len(part.items),
-        groups=len(set(part.groups)),
-        scores=summarise(part.confusions.sum(axis=0), part.classes),
-        interval=interval,
-        note=note,
-    )
+    found = judge(part, unit, level)
+    if found.note and unit == "group" and len(part.items) >= FEW_GROUPS:
+        ends = judge(part, "image", level).interval
+        found = replace(found, interval=ends, note=f"{found.note}: by image, too narrow")
+    return Slice(kind, value, len(part.items), len({item.group for item in part.items}), found)
 
 
 def widened(level: float, count: int) -> float:
@@ -361,8 +388,9 @@ def widened(level: float, count: int) -> float:
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Class metrics (dictionaries) as columns of their own, after the others."""
     low, high = row.pop("interval") or (None, None)
-    recall, iou = row.pop("recall"), row.pop("iou")
-    classes = {f"{metric}[{name}]": value for metric, values in (("recall", recall), ("iou", iou))
-               for name, value in values.items()}  # fmt: skip
-    return {**row, "low": low, "high": high, **classes}
+    nested = row.pop("per_class", {}) | {key: value for key, value in row.items() if isinstance(value, dict)}
+    plain = {key: value for key, value in row.items() if not isinstance(value, dict)}
+    classes = {f"{metric}[{name}]": value for metric, values in nested.items() for name, value in values.items()}
+    return {**plain, "low": low, "high": high, **classes}

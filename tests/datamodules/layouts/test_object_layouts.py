@@ -213,7 +213,10 @@ def test_difficult_and_dont_care_are_ignored(tmp_path):
 
     picture(tmp_path / "dota/images/a.png")
     text(tmp_path / "dota/labelTxt/a.txt", "1 1 9 1 9 9 1 9 car 1\n1 1 9 1 9 9 1 9 car 0\n")
-    assert read(dota.scan(tmp_path / "dota"))["images/a.png"].ignored.tolist() == [True, False]
+    hard = read(dota.scan(tmp_path / "dota"))["images/a.png"]
+    assert hard.ignored.tolist() == [True, False]
+    assert hard.difficult.tolist() == [hard.labels[1], -1]
+    assert hard.take(np.array([1])).difficult.tolist() == [-1]
 
 
 def test_voc_pixels_from_one(tmp_path):

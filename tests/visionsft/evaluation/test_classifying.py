@@ -21,9 +21,11 @@ from visionsft.errors import ConfigError, RunError
 from visionsft.evaluation import Answers, calibrate, choose_label_thresholds, evaluate, label_intervals
 from visionsft.evaluation.classifying import ClassificationEvaluation
 from visionsft.evaluation.comparison import compare
+from visionsft.evaluation.gates import judge
 from visionsft.evaluation.metrics import summarise_labels
 from visionsft.evaluation.reporting import report
 from visionsft.evaluation.robustness import measure_robustness
+from visionsft.gate import parse
 from visionsft.prediction import export_onnx
 from visionsft.runs import Run
 
@@ -44,7 +46,7 @@ def make(
         run="r", split="test", checkpoint="best", skipped=0, folder=Path("nowhere"),
         scores=summarise_labels(probabilities, labels, names, thresholds=thresholds),
         intervals=label_intervals(probabilities, labels, groups, names, thresholds=thresholds),
-        answers=Answers(items, names, probabilities, labels), thresholds=thresholds,
+        answers=Answers(items, names, probabilities, labels, np.zeros(len(labels))), thresholds=thresholds,
     )  # fmt: skip
 
 
@@ -60,6 +62,7 @@ class TestOneClass:
             "confusion.csv",
             "confusion.png",
             "worst.png",
+            "slices.csv",
         }
         assert (folder / "table.txt").read_text() == evaluation.table() + "\n"
         scores = json.loads((folder / "scores.json").read_text())
@@ -107,8 +110,10 @@ class TestOneClass:
             ConfigError, match=r"boundaries: for segmentation; the task of .* is classification"
         ):
             evaluate(label_run, boundaries=True)
-        with pytest.raises(ConfigError, match="slice_by, metadata: for segmentation"):
-            evaluate(label_run, slice_by=["group"], metadata=tmp_path / "m.csv")
+        with pytest.raises(DataError, match="can't slice by 'object_size'"):
+            evaluate(label_run, slice_by=["object_size"])
+        with pytest.raises(DataError, match=r"m\.csv: no such file"):
+            evaluate(label_run, metadata=tmp_path / "m.csv")
         with pytest.raises(DataError, match="nearest: test"):
             evaluate(label_run, split="tets")
         with pytest.raises(RunError, match="needs no thresholds"):
@@ -123,9 +128,57 @@ class TestOneClass:
             compare([label_run, copied(label_run, tmp_path)])
         with pytest.raises(RunError, match="is for segmentation"):
             export_onnx(label_run, tmp_path / "model.onnx")
-        answer = CliRunner().invoke(app, ["evaluate", str(label_run.path), "--gates"])
+
+    def test_gates(self, label_run: Run, tmp_path: Path) -> None:
+        run, gates = copied(label_run, tmp_path), tmp_path / "gates.txt"
+        command = ["evaluate", str(run.path), "--gates-file", str(gates), "--slice-by", "brightness"]
+        texts = ["accuracy.lower >= 0.5", "ece <= 1", "macro_f1 >= .8", "slice(brightness).accuracy.min >= 1"]
+        gates.write_text("\n".join([*texts, f"recall[dark] drop_vs {label_run.path} <= 0.02", "parameters <= 1e9"]))
+        evaluate(label_run)
+        answer = CliRunner().invoke(app, command)
+        assert answer.exit_code == 0, answer.stderr
+        assert "gates: 6 of 6 passed" in answer.stdout
+        with open(gates, "a") as file:
+            file.write("\nprecision[dark] < 0.9\n")
+        answer = CliRunner().invoke(app, command)
+        assert answer.exit_code == 3
+        assert "FAIL  precision[dark] < 0.9" in answer.stdout
+        kept = json.loads((run.path / "evaluation/test/gates.json").read_text())
+        assert [gate["passed"] for gate in kept["gates"]] == [True] * 6 + [False]
+        evaluate(run)  # new scores, which nobody has judged
+        assert not (run.path / "evaluation/test/gates.json").exists()
+
+    @pytest.mark.parametrize(
+        ("gate", "said"),
+        [
+            ("acuracy >= 0.9", "'acuracy' is none; nearest: accuracy"),
+            ("recall[drk] >= 0.9", "no class 'drk'; nearest: dark"),
+            ("slice(brightnes).accuracy.min >= 0.9", "no slice 'brightnes'; nearest: brightness"),
+            ("slice(object_size).accuracy.min >= 0.9", "no slice 'object_size'"),
+            ("top_k.3 >= 0.9", "there are 2 classes: the first 2 are always right"),
+            ("accuracy drop_vs nowhere <= 0.1", "baseline nowhere: no such run folder"),
+        ],
+    )
+    def test_meaningless_gates_are_refused_before_anything_else(
+        self, label_run: Run, tmp_path: Path, gate: str, said: str
+    ) -> None:
+        run, gates = copied(label_run, tmp_path), tmp_path / "gates.txt"
+        gates.write_text(gate)
+        (run.path / "checkpoints" / "best.ckpt").unlink()  # evaluating would stumble over it
+        answer = CliRunner().invoke(app, ["evaluate", str(run.path), "--gates-file", str(gates)])
         assert answer.exit_code == 2
-        assert "--gates is for segmentation" in answer.stderr
+        assert said in answer.stderr
+
+    def test_a_drop_on_other_labels_fails(self, label_run: Run, tmp_path: Path) -> None:
+        evaluate(label_run)
+        run = copied(label_run, tmp_path)
+        file = run.path / "evaluation/test/per_sample.npz"
+        kept = dict(np.load(file))
+        kept["labels"][3] = 1 - kept["labels"][3]
+        np.savez(file, **kept)
+        (verdict,) = judge(run, [parse(f"accuracy drop_vs {label_run.path} <= 1", "classification")]).verdicts
+        assert not verdict.passed
+        assert "were scored with other labels in 1 images" in verdict.note
 
     def test_a_class_folder_that_came_later_is_named(
         self, label_values: dict[str, Any], label_run: Run, tmp_path: Path

@@ -46,7 +46,10 @@ def test_a_file_gives_back_what_was_saved(tmp_path: Path, images: int) -> None:
     again = load_detection_counts(tmp_path)
     assert (again.classes, again.items, again.sizes) == (counts.classes, counts.items, counts.sizes)
     for one, other in zip(counts.boxes, again.boxes, strict=True):
+        assert other.ignored_labels.tolist() == [-1] * len(one.ignored)
         for name, value in vars(one).items():
+            if value is None:
+                continue
             assert getattr(other, name).dtype == value.dtype
             np.testing.assert_array_equal(getattr(other, name), value)
 
@@ -68,5 +71,5 @@ def test_a_missing_or_old_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not exist: evaluate the run first"):
         load_detection_counts(tmp_path)
     np.savez(tmp_path / FILE, ids=np.array(["a"]))
-    with pytest.raises(RunError, match="has no classes, found, groups, ignored"):
+    with pytest.raises(RunError, match="has no brightness, classes, found, groups, ignored"):
         load_detection_counts(tmp_path)

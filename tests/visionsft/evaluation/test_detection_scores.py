@@ -82,7 +82,8 @@ def test_the_table_and_json_say_everything(cases: Any) -> None:
     scores = score_detections(counts, iou=0.6, score=0.3)
     text = scores.table()
     assert f"mAP 0.50:0.95           {scores.map:.4f}" in text
-    assert "1 of 2 classes), 100 detections an image and class" in text
+    assert "1 of 2 classes), all detections that the model gives" in text
+    assert "with COCO's limit" not in text
     assert "IoU 0.6, score >= 0.3" in text
     assert (
         f"counted on              8 images: {scores.objects:,} objects, {scores.ignored:,} ignored regions"
@@ -92,6 +93,18 @@ def test_the_table_and_json_say_everything(cases: Any) -> None:
     assert kept["per_class"][1]["ap"] is None
     assert kept["map"] == scores.map
     assert kept["by_size"][2]["largest"] is None
+
+
+def test_crowded_images_are_not_cut_short(cases: Any) -> None:
+    """150 cars, all found: COCO's own limit of 100 would call a third of them missed."""
+    cars = [(20 * (i % 15), 20 * (i // 15), 20 * (i % 15) + 15, 20 * (i // 15) + 15, 0) for i in range(150)]
+    counts = cases.counts(("car",), [cases.image(cars, found=[(*car, 0.9) for car in cars])])
+    scores = score_detections(counts)
+    assert (scores.map, scores.max_detections) == (1, None)
+    expected = cases.coco(counts.boxes, 1).eval["precision"].mean()
+    assert scores.map_at_100 == pytest.approx(expected, abs=1e-6)
+    assert f"with COCO's limit of 100 detections an image and class: {expected:.4f}" in scores.table()
+    assert score_detections(counts, max_detections=100).map == pytest.approx(expected, abs=1e-6)
 
 
 def test_no_images_have_no_numbers(cases: Any) -> None:

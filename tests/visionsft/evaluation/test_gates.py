@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from visionsft.evaluation.gates import Verdict, judge, look_up
-from visionsft.gate import METRICS, parse
+from visionsft.gate import VOCABULARIES, parse
 from visionsft.runs import Run
 
 WriteRun = Callable[..., Run]
@@ -161,7 +161,7 @@ def test_gates_on_the_training_split_are_marked(write_run: WriteRun) -> None:
 
 def test_every_metric_of_the_language_is_looked_up(run: Run) -> None:
     names = {name.split("[")[0] for name in look_up(run.scores("test"))}
-    assert set(METRICS) <= names
+    assert set(VOCABULARIES["segmentation"].metrics) <= names
 
 
 def test_what_ci_reads(run: Run) -> None:

@@ -13,8 +13,9 @@ from datamodules import DataError
 from datamodules.batch import Item
 from visionsft.evaluation.counts import Counts
 from visionsft.evaluation.intervals import segmentation_intervals
+from visionsft.evaluation.map_slices import slice_counts
 from visionsft.evaluation.metrics import summarise
-from visionsft.evaluation.slices import Metadata, choose_kinds, label, slice_counts
+from visionsft.evaluation.slices import Metadata, choose_kinds, label
 
 CLASSES = ("road", "car")
 
@@ -57,7 +58,8 @@ def test_a_slice_has_the_scores_of_its_samples_alone_the_worst_first() -> None:
     assert slices.rows[0].value == "lowest quarter (10 to 54.47)"
     for k, row in enumerate(slices.rows):
         alone = summarise(counts.confusions[12 * k : 12 * (k + 1)].sum(axis=0), CLASSES)
-        assert row.scores == alone
+        assert (row.found.score, row.found.counted) == (alone.mean_iou, alone.pixels)
+        assert row.as_dict()["recall"] == {each.name: each.recall for each in alone.per_class}
         assert (row.samples, row.groups) == (12, 12)
 
 
@@ -69,18 +71,18 @@ def test_intervals_are_widened_by_the_number_of_slices() -> None:
     assert "9 slices were looked at: each interval is widened to 99.44%" in slices.note
     row = next(row for row in slices.rows if row.value.startswith("lowest"))
     alone = segmentation_intervals(counts.confusions[:12], counts.groups[:12], CLASSES, level=1 - 0.05 / 9)
-    assert row.interval == alone.metrics["mean_iou"]
+    assert row.found.interval == alone.metrics["mean_iou"]
 
 
 def test_a_slice_of_one_group_is_resampled_by_image_and_says_so() -> None:
     slices = slice_counts(make_counts(), ["group"])
     assert slices is not None
-    assert {row.note for row in slices.rows} == {"only 1 group"}  # of four images
+    assert {row.found.note for row in slices.rows} == {"only 1 group"}  # of four images
     slices = slice_counts(make_counts(drives=4), ["group"])
     assert slices is not None
-    assert {row.note for row in slices.rows} == {"only 1 group: by image, too narrow"}
+    assert {row.found.note for row in slices.rows} == {"only 1 group: by image, too narrow"}
     assert all(
-        row.interval and row.interval[0] < row.scores.mean_iou < row.interval[1] for row in slices.rows
+        row.found.interval and row.found.interval[0] < row.found.score < row.found.interval[1] for row in slices.rows
     )
 
 
@@ -191,7 +193,7 @@ def test_a_slice_without_labels_comes_last_and_is_null(tmp_path: Path) -> None:
     slices = slice_counts(counts, ["group"])
     assert slices is not None
     assert [row.value for row in slices.rows][-1] == "d1"
-    assert math.isnan(slices.rows[-1].scores.mean_iou)
+    assert math.isnan(slices.rows[-1].found.score)
     found = slices.rows[-1].as_dict()
     assert (found["mean_iou"], found["interval"], found["recall"]) == (
         None,
@@ -202,6 +204,6 @@ def test_a_slice_without_labels_comes_last_and_is_null(tmp_path: Path) -> None:
     with open(tmp_path / "slices.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["value"] for row in rows] == [row.value for row in slices.rows]
-    assert float(rows[0]["recall[car]"]) == slices.rows[0].scores.per_class[1].recall
+    assert float(rows[0]["recall[car]"]) == slices.rows[0].as_dict()["recall"]["car"]
     assert float(rows[0]["low"]) < float(rows[0]["mean_iou"]) < float(rows[0]["high"])
     assert rows[-1]["mean_iou"] == rows[-1]["low"] == ""

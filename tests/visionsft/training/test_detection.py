@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import visionsft
+from visionsft.acceptance import gates_of
 from visionsft.errors import ConfigError
-from visionsft.evaluation import DetectionEvaluation, load_detection_counts, score_detections
+from visionsft.evaluation import DetectionEvaluation, judge, load_detection_counts, score_detections
+from visionsft.gate import parse
 from visionsft.loading import load_config
 
 SIDE, CLASSES = 96, ["dark", "bright"]
@@ -128,15 +130,36 @@ def test_from_configuration_to_files(
     run = visionsft.fit(configure(tmp_path, layout, kind, head, data))
     assert run.task == kind
     assert (run.path / "metrics.csv").read_text().startswith("epoch,")
-    evaluation = visionsft.evaluate(run)
+    evaluation = visionsft.evaluate(run, slice_by=("object_size", "brightness"))
     assert isinstance(evaluation, DetectionEvaluation)
     assert evaluation.scores.objects == 8
     # the stored boxes remake the numbers without the model
     kept = load_detection_counts(evaluation.folder)
     assert score_detections(kept).map == pytest.approx(evaluation.scores.map, nan_ok=True)
     assert (kept.boxes[0].truth.shape[1] == 5) == (head["name"] == "rotated_fcos")
+    scores = json.loads((evaluation.folder / "scores.json").read_text())
+    assert [each["name"] for each in scores["errors"]["kinds"]][:2] == ["localisation", "classification"]
+    assert "dAP50" in evaluation.table()
+    assert (scores["mask_scores"] is not None) == (kind == "instance_segmentation")
+    if kept.masks:
+        again = score_detections(kept, masks=True).as_dict()
+        assert again["ap50"] == scores["mask_scores"]["ap50"]
+        assert "by the overlap of masks" in evaluation.table()
     for name in ("scores.json", "table.txt", "curves.png", "misses.png", "false_alarms.png"):
         assert (evaluation.folder / name).is_file()
+    assert evaluation.slices is not None
+    by = [row["by"] for row in scores["slices"]]
+    assert (by.count("object_size"), by.count("brightness")) == (3, 4)
+    assert sum(row["objects"] for row in scores["slices"] if row["by"] == "brightness") == 8
+    texts = ["ap50 >= 0", f"recall[{CLASSES[0]}] >= 0", "slice(object_size).recall.max >= 0", "map drop_vs BASE <= 0"]
+    gates = [parse(text.replace("BASE", str(run.path)), kind) for text in texts]
+    values = [verdict.value for verdict in judge(run, gates).verdicts]
+    assert values[:2] == [scores["scores"]["ap50"], scores["scores"]["per_class"][0]["recall"]]
+    assert values[3] == 0
+    assert all(value is not None for value in values)
+    (tmp_path / "gates.txt").write_text(f"ece <= 0.1\nrecall[{CLASSES[0]}s] >= 0.5\n")
+    with pytest.raises(ConfigError, match=r"(?s)calibration of detectors isn't measured.*nearest: dark"):
+        gates_of(run, file=tmp_path / "gates.txt")
     pictures = tmp_path / "data" / ("images/test" if layout == "dota" else "test")
     files = visionsft.predict(run, pictures, tmp_path / "found")
     assert len(files) == 4

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from datamodules.objects import Target
-from visionsft.evaluation.metrics.rotated import rotated_intersections
+from datamodules.objects import Objects, Target
+from visionsft.evaluation.metrics.rotated import rotated_intersections, to_turned
 
 if TYPE_CHECKING:
     from visionsft.models.detections import Detections
@@ -29,13 +30,16 @@ class ImageBoxes:
     truth_labels: NDArray[np.int64]
     """(N,) class index from 0."""
     ignored: NDArray[np.float32]
-    """(M, 4) regions that are neither objects nor background, of every class."""
+    """(M, 4), or (M, 5) where `found` is (D, 5): regions that are neither objects nor background."""
     found: NDArray[np.float32]
     """(D, 4)"""
     scores: NDArray[np.float32]
     """(D,) in 0..1."""
     labels: NDArray[np.int64]
     """(D,) class index from 0."""
+    ignored_labels: NDArray[np.int64] | None = None
+    """(M,) the class of a difficult object, which sets aside what would find it (DOTA's rule); -1 for a region of
+    every class, which sets aside what lies in it (COCO's). None: all are regions."""
 
     @classmethod
     def of(cls, detections: Detections, target: Target) -> ImageBoxes:
@@ -45,6 +49,27 @@ class ImageBoxes:
             truth, found = target["turned"], detections.turned
         tensors = (truth, target["labels"], target["ignored"], found, detections.scores, detections.labels)
         return cls(*(tensor.detach().cpu().numpy() for tensor in tensors))
+
+    @classmethod
+    def seen(cls, detections: Detections, objects: Objects) -> ImageBoxes:
+        """From what is found, in main memory, and what an image's labels say; turned boxes where these have them."""
+        truth = objects.boxes if objects.turned is None else objects.turned
+        found = detections.boxes if objects.turned is None else detections.turned
+        if found is None:  # no detections are no turned ones
+            found = torch.empty((0, 5))
+        kept = ~objects.ignored
+        own = np.full(len(objects), -1) if objects.difficult is None else objects.difficult
+        regions = objects.boxes if objects.turned is None else to_turned(objects.boxes).astype(np.float32)
+        ignored = np.where((own >= 0)[:, None], truth, regions)
+        return cls(
+            truth=truth[kept],
+            truth_labels=objects.labels[kept],
+            ignored=ignored[~kept],
+            found=found.numpy(),
+            scores=detections.scores.numpy(),
+            labels=detections.labels.numpy(),
+            ignored_labels=own[~kept].astype(np.int64),
+        )
 
     @classmethod
     def none(cls) -> ImageBoxes:
@@ -65,6 +90,8 @@ class BoxTable:
     truth_image: NDArray[np.int64]
     ignored: NDArray[np.float64]
     """(M, 4)"""
+    ignored_labels: NDArray[np.int64]
+    """(M,) as `ImageBoxes.ignored_labels`."""
     ignored_image: NDArray[np.int64]
     found: NDArray[np.float64]
     """(D, 4)"""
@@ -82,6 +109,7 @@ class BoxTable:
             truth_labels=_join([row.truth_labels for row in rows]).astype(np.int64),
             truth_image=_owners([len(row.truth) for row in rows]),
             ignored=_stack([row.ignored for row in rows]),
+            ignored_labels=_join([own_classes(row) for row in rows]).astype(np.int64),
             ignored_image=_owners([len(row.ignored) for row in rows]),
             found=_stack([row.found for row in rows]),
             scores=_join([row.scores for row in rows]),
@@ -93,6 +121,38 @@ class BoxTable:
             if len(wrong):
                 raise ValueError(f"{name}: the labels {wrong.tolist()}; allowed are 0..{classes - 1}")
         return table
+
+    @property
+    def truth_areas(self) -> NDArray[np.float64]:
+        """(N,) in square pixels."""
+        return box_areas(self.truth)
+
+    @property
+    def found_areas(self) -> NDArray[np.float64]:
+        """(D,) in square pixels."""
+        return box_areas(self.found)
+
+    def overlaps(self, found: NDArray[np.int64], truth: NDArray[np.int64]) -> NDArray[np.float64]:
+        """IoU of pairs: rows of detections and of objects (P,) each -> (P,)."""
+        common = intersections(self.found[found], self.truth[truth])
+        return shares(common, box_areas(self.found[found]) + box_areas(self.truth[truth]) - common)
+
+    def ignored_overlaps(self, found: NDArray[np.int64], ignored: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of pairs (P,): the share of the detection's area that lies in a region; the IoU with a difficult object."""
+        common = intersections(self.found[found], self.ignored[ignored])
+        area = box_areas(self.found[found])
+        union = area + box_areas(self.ignored[ignored]) - common
+        return shares(common, np.where(self.ignored_labels[ignored] < 0, area, union))
+
+
+def own_classes(row: ImageBoxes) -> NDArray[np.int64]:
+    """(M,) `ignored_labels`, written out."""
+    return np.full(len(row.ignored), -1) if row.ignored_labels is None else row.ignored_labels
+
+
+def shares(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """part / whole; 0 where whole is 0."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
 def count_labels(

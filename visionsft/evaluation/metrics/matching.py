@@ -3,7 +3,9 @@
 In each image and class the detections take, the most certain first, the free object of the largest IoU that
 reaches the threshold. A detection that only reaches an ignored region, or an object outside of the range of
 sizes, counts neither for nor against. An ignored region belongs to every class, is measured by the share of the
-detection's area that lies in it, and takes any number of detections.
+detection's area that lies in it, and takes any number of detections. A difficult object of DOTA (Xia et al. 2018)
+takes any number, too, but only of its own class, and is measured by IoU; unlike in DOTA's own evaluation, a
+detection that reaches both takes the object that counts, even if its IoU with the difficult one is larger.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from visionsft.evaluation.metrics.boxes import BoxTable, box_areas, count_labels, intersections
+from visionsft.evaluation.metrics.boxes import BoxTable, count_labels
 
 COCO_IOUS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
 """0.50, 0.55 ... 0.95, in COCO's own floating-point values."""
 
-MAX_DETECTIONS = 100
-"""COCO's limit for each image and class."""
+COCO_DETECTIONS = 100
+"""COCO's limit for each image and class, which cuts crowded scenes short; by default there is none here."""
 
 Range = tuple[float, float]
 """Smallest and largest area in square pixels, both included."""
@@ -68,11 +70,12 @@ def match_detections(
     *,
     thresholds: Sequence[float] = COCO_IOUS,
     sizes: Sequence[Range] = (ALL_SIZES,),
-    max_detections: int = MAX_DETECTIONS,
+    max_detections: int | None = None,
 ) -> list[Matches]:
     """Match all images and classes, once for each range of `sizes`.
 
-    max_detections: the most certain of each image and class that count. Scores that tie keep their order.
+    max_detections: the most certain of each image and class that count; None: all that the model gave. Scores that
+    tie keep their order.
     """
     index = _rank(boxes, max_detections)
     limits = np.minimum(
@@ -82,11 +85,11 @@ def match_detections(
     return [_match(boxes, index, pairs, limits, size, np.asarray(thresholds, np.float64)) for size in sizes]
 
 
-def _rank(boxes: BoxTable, max_detections: int) -> NDArray[np.int64]:
+def _rank(boxes: BoxTable, max_detections: int | None) -> NDArray[np.int64]:
     """Rows of the detections by image, class and falling score, without those beyond the limit."""
     order = np.lexsort((-boxes.scores, boxes.labels, boxes.image))
     place = _places(boxes.image[order] * boxes.classes + boxes.labels[order])
-    return order[place < max_detections]
+    return order if max_detections is None else order[place < max_detections]
 
 
 def _places(sorted_keys: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -110,28 +113,24 @@ class _Overlaps:
 
 
 def _overlaps(boxes: BoxTable, index: NDArray[np.int64], least: float) -> _Overlaps:
-    found, image = boxes.found[index], boxes.image[index]
-    area = box_areas(found)
+    image, own = boxes.image[index], boxes.image[index] * boxes.classes + boxes.labels[index]
+    regions, difficult = (np.flatnonzero(kind) for kind in (boxes.ignored_labels < 0, boxes.ignored_labels >= 0))
+    difficult_keys = boxes.ignored_image[difficult] * boxes.classes + boxes.ignored_labels[difficult]
+    everything = np.arange(len(boxes.truth))
     kinds = (
-        (image * boxes.classes + boxes.labels[index], boxes.truth, _truth_keys(boxes), 0),
-        (image, boxes.ignored, boxes.ignored_image, len(boxes.truth)),
+        (boxes.overlaps, own, everything, boxes.truth_image * boxes.classes + boxes.truth_labels, 0),
+        (boxes.ignored_overlaps, image, regions, boxes.ignored_image[regions], len(boxes.truth)),
+        (boxes.ignored_overlaps, own, difficult, difficult_keys, len(boxes.truth)),
     )
     parts = []
-    for keys, others, other_keys, offset in kinds:
-        union = box_areas(others) if offset == 0 else None
-        for detection, other in same_key_pairs(keys, other_keys):
-            common = intersections(found[detection], others[other])
-            whole = area[detection] if union is None else area[detection] + union[other] - common
-            iou = np.divide(common, whole, out=np.zeros_like(common), where=whole > 0)
+    for overlap, keys, rows, row_keys, offset in kinds:
+        for detection, other in same_key_pairs(keys, row_keys):
+            iou = overlap(index[detection], rows[other])
             near = iou >= least
-            parts.append((detection[near], other[near] + offset, iou[near]))
+            parts.append((detection[near], rows[other[near]] + offset, iou[near]))
     columns = zip(*parts, strict=True) if parts else ([], [], [])
     detection, truth, iou = (np.concatenate([np.empty(0), *column]) for column in columns)
     return _Overlaps(detection.astype(np.int64), truth.astype(np.int64), iou)
-
-
-def _truth_keys(boxes: BoxTable) -> NDArray[np.int64]:
-    return boxes.truth_image * boxes.classes + boxes.truth_labels
 
 
 def same_key_pairs(
@@ -163,7 +162,7 @@ def _match(
     size: Range,
     thresholds: NDArray[np.float64],
 ) -> Matches:
-    outside = _outside(boxes.truth, size)
+    outside = _outside(boxes.truth_areas, size)
     neutral = np.concatenate([outside, np.ones(len(boxes.ignored), bool)])
     keys = boxes.image[index] * boxes.classes + boxes.labels[index]
     truth = _take_in_turn(keys, pairs, limits, neutral, crowds_from=len(boxes.truth))
@@ -178,14 +177,13 @@ def _match(
         scores=boxes.scores[index],
         truth=truth,
         hits=taken & ~aside,
-        ignored=aside | (~taken & _outside(boxes.found[index], size)),
+        ignored=aside | (~taken & _outside(boxes.found_areas[index], size)),
         positives=count_labels(*counted, images=boxes.images, classes=boxes.classes),
     )
 
 
-def _outside(boxes: NDArray[np.float64], size: Range) -> NDArray[np.bool_]:
-    area = box_areas(boxes)
-    return (area < size[0]) | (area > size[1])
+def _outside(areas: NDArray[np.float64], size: Range) -> NDArray[np.bool_]:
+    return (areas < size[0]) | (areas > size[1])
 
 
 def _take_in_turn(

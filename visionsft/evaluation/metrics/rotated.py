@@ -1,11 +1,11 @@
 """Turned boxes in the metrics of detection: the area that two have in common.
 
 All else is that of upright boxes: matching, average precision, curves and intervals read areas and common areas only.
-So ignored regions are COCO's here too, not those of DOTA's own evaluation (Xia et al. 2018), which sets a detection
-aside if its IoU with a difficult object is high: the share of the detection's area in the region decides.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,11 @@ def rotated_intersections(one: NDArray[np.float64], other: NDArray[np.float64]) 
 
     from visionsft.models.rotated import intersect
 
-    first, second = (torch.from_numpy(_turned(boxes)) for boxes in (one, other))
+    first, second = (torch.from_numpy(to_turned(boxes)) for boxes in (one, other))
     return intersect(first, second).numpy()
 
 
-def _turned(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+def to_turned(boxes: NDArray[Any]) -> NDArray[Any]:
     """(N, 4) or (N, 5) -> (N, 5)"""
     if boxes.shape[1] == 5:
         return boxes

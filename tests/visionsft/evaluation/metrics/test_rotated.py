@@ -135,3 +135,67 @@ def test_turned_boxes_of_a_detector_are_kept_and_come_back(cases: Any, tmp_path:
     np.testing.assert_array_equal(table.found, truth.numpy())
     (matches,) = match_detections(table)
     assert largest_recalls(matches).tolist() == [[0.5]] * 10
+
+
+def difficult_rows(seed: int) -> list[ImageBoxes]:
+    """Ships far apart, some of them difficult, each found several times and shifted."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(6):
+        count = int(rng.integers(1, 7))
+        ships = np.column_stack([
+            200.0 * np.arange(count), np.full(count, 50.0), rng.uniform(30, 80, count),
+            rng.uniform(8, 30, count), rng.uniform(-1.5, 1.5, count),
+        ])  # fmt: skip
+        labels, hard = rng.integers(0, 2, count), rng.random(count) < 0.4
+        found = np.repeat(ships, 3, axis=0) + rng.normal(0, (6, 6, 4, 2, 0.1), (3 * count, 5))
+        guesses = np.where(rng.random(3 * count) < 0.2, 1 - np.repeat(labels, 3), np.repeat(labels, 3))
+        scores = rng.permutation(3 * count) / (3 * count)
+        row = (ships[~hard], labels[~hard], ships[hard], found, scores, guesses)
+        rows.append(ImageBoxes(*row, ignored_labels=labels[hard]))
+    return rows
+
+
+def devkit_marks(row: ImageBoxes, label: int, iou: float) -> dict[float, str]:
+    """DOTA_devkit's voc_eval on one image, with shapely: what each detection is, by its score."""
+    own, hard = row.truth_labels == label, row.ignored_labels == label
+    boxes = np.concatenate([row.truth[own], row.ignored[hard]])
+    shapes, difficult = shapely.polygons(turned_corners(boxes)), np.arange(len(boxes)) >= own.sum()
+    taken, marks = set(), {}
+    for i in sorted(np.flatnonzero(row.labels == label), key=lambda i: -row.scores[i]):
+        polygon = shapely.polygons(turned_corners(row.found[i : i + 1]))[0]
+        ious = shapely.area(shapely.intersection(polygon, shapes)) / shapely.area(shapely.union(polygon, shapes))
+        best = int(ious.argmax()) if len(ious) else -1
+        if best < 0 or ious[best] <= iou:
+            marks[row.scores[i]] = "false"
+        elif not difficult[best]:
+            marks[row.scores[i]] = "false" if best in taken else "hit"
+            taken.add(best)
+        else:
+            marks[row.scores[i]] = "neither"
+    return marks
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_difficult_objects_set_aside_what_dotas_devkit_does(seed: int) -> None:
+    for row in difficult_rows(seed):
+        (matches,) = evaluate([row], 2, thresholds=[0.5])
+        kinds = np.select([matches.hits[0], matches.ignored[0]], ["hit", "neither"], "false")
+        for label in (0, 1):
+            own = matches.labels == label
+            found = dict(zip(matches.scores[own], kinds[own], strict=True))
+            assert found == devkit_marks(row, label, 0.5)
+
+
+def test_a_difficult_object_is_no_region(cases: Any) -> None:
+    """A small detection inside lies in a region, but does not find a difficult object; nor does another class."""
+    box = np.array([[50, 50, 60, 40, 0.3]])
+    found = np.array([[50, 50, 10, 6, 0.3], [50, 50, 60, 38, 0.3], [50, 50, 58, 40, 0.3], [50, 50, 60, 40, 0.3]])
+    row = ImageBoxes(
+        np.empty((0, 5)), np.empty(0, np.int64), box, found, np.array([0.9, 0.8, 0.7, 0.6]),
+        np.array([0, 0, 0, 1]), ignored_labels=np.array([0]),
+    )  # fmt: skip
+    (matches,) = evaluate([row], 2, thresholds=[0.5])
+    assert matches.ignored.tolist() == [[False, True, True, False]]
+    (matches,) = evaluate([dataclasses.replace(row, ignored_labels=np.array([-1]))], 2, thresholds=[0.5])
+    assert matches.ignored.tolist() == [[True, True, True, True]]
