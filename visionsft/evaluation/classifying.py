@@ -52,6 +52,7 @@ from visionsft.evaluation.metrics import (
     one_hot,
     summarise_labels,
 )
+from visionsft.evaluation.metrics.classification import certainty
 from visionsft.evaluation.pictures import confusion_figure, display, picture_sheet
 from visionsft.files import atomic_path, write_text
 from visionsft.models.inference import compute_logits
@@ -84,11 +85,7 @@ class Answers:
     @property
     def certainty(self) -> NDArray[np.float32]:
         """(N,) probability of what is true: of the class, or the lowest one among all answers of an image."""
-        right = np.where(self.truth, self.probabilities, 1 - self.probabilities)
-        if self.labels.ndim == 1:
-            right = np.where(self.truth, self.probabilities, 1)
-        lowest: NDArray[np.float32] = right.min(axis=1)
-        return lowest
+        return certainty(self.probabilities, self.labels)
 
 
 @dataclass(frozen=True)
@@ -319,12 +316,13 @@ def _write_worst(evaluation: ClassificationEvaluation, loaded: LoadedRun) -> Non
     """worst.png; the pictures are read a second time."""
     dataset = loaded.data.evaluation_loader(evaluation.split).dataset
     worst = evaluation.worst()
-    pictures = [(evaluation.describe(i), _display(loaded.data, dataset[i])) for i in worst]
+    pictures = [(evaluation.describe(i), show_sample(loaded.data, dataset[i])) for i in worst]
     title = marked(f"{evaluation.title}: the worst {len(worst)}\nrule: {RULE}", evaluation.warning)
     save_figure(picture_sheet(pictures, title=title), evaluation.folder / "worst.png")
 
 
-def _display(data: ClassificationDataModule, sample: LabelledSample) -> NDArray[np.uint8]:
+def show_sample(data: ClassificationDataModule, sample: LabelledSample) -> NDArray[np.uint8]:
+    """An image as a picture (H, W, 3)."""
     return display(
         sample["image"],
         mean=data.normalisation.mean,

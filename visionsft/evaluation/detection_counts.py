@@ -48,6 +48,12 @@ class DetectionCounts:
         self.sizes.append(size)
         self.boxes.append(boxes)
 
+    def extend(self, other: DetectionCounts) -> None:
+        """Take in the images of others, of the same classes."""
+        self.items += other.items
+        self.sizes += other.sizes
+        self.boxes += other.boxes
+
     @property
     def groups(self) -> list[str]:
         """N names of scenes or drives."""

@@ -20,7 +20,6 @@ from visionsft.cli import app
 from visionsft.errors import ConfigError, RunError
 from visionsft.evaluation import Answers, calibrate, choose_label_thresholds, evaluate, label_intervals
 from visionsft.evaluation.classifying import ClassificationEvaluation
-from visionsft.evaluation.comparison import compare
 from visionsft.evaluation.metrics import summarise_labels
 from visionsft.evaluation.reporting import report
 from visionsft.evaluation.robustness import measure_robustness
@@ -119,8 +118,6 @@ class TestOneClass:
         for command in (calibrate, measure_robustness, report):
             with pytest.raises(RunError, match="is for segmentation; this run's task is classification"):
                 command(label_run)
-        with pytest.raises(RunError, match="is for segmentation"):
-            compare([label_run, copied(label_run, tmp_path)])
         with pytest.raises(RunError, match="is for segmentation"):
             export_onnx(label_run, tmp_path / "model.onnx")
         answer = CliRunner().invoke(app, ["evaluate", str(label_run.path), "--gates"])
