@@ -26,6 +26,7 @@ from datamodules.scenes import SceneReader
 from datamodules.views import to_target
 from visionsft.config import DetectionConfig
 from visionsft.evaluation.answers import RegionSource
+from visionsft.evaluation.box_gallery import write_box_gallery
 from visionsft.evaluation.detection_counts import DetectionCounts, save_detection_counts
 from visionsft.evaluation.detection_intervals import DetectionIntervals, bootstrap_detections
 from visionsft.evaluation.detection_scores import (
@@ -70,7 +71,8 @@ class DetectionEvaluation:
     intervals: DetectionIntervals
     counts: DetectionCounts
     folder: Path
-    """Where scores.json, table.txt, per_image_boxes.npz, curves.png, false_alarms.png and misses.png are."""
+    """Where scores.json, table.txt, per_image_boxes.npz, curves.png, false_alarms.png, misses.png and
+    gallery/ are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
 
@@ -196,6 +198,7 @@ def _write(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoin
         ("misses", misses, f"the largest missed objects (score below {FOUND_SCORE} or IoU below {FOUND_IOU})"),
     ):
         save_figure(_sheet(evaluation, data, mistakes, title), folder / f"{name}.png")
+    write_box_gallery(folder / "gallery", evaluation.counts, data)
     write_text(
         folder / "scores.json",
         json.dumps(_report(evaluation, data, checkpoint), indent=2, ensure_ascii=False, allow_nan=False) + "\n",

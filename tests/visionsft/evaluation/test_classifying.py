@@ -59,6 +59,7 @@ class TestOneClass:
             "confusion.csv",
             "confusion.png",
             "worst.png",
+            "gallery",
         }
         assert (folder / "table.txt").read_text() == evaluation.table() + "\n"
         scores = json.loads((folder / "scores.json").read_text())
