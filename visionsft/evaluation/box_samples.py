@@ -98,7 +98,7 @@ class BoxSamples(Samples):
         return np.full(len(self.ids), self.score)
 
     @cached_property
-    def _margins(self) -> NDArray[np.int64]:
+    def margins(self) -> NDArray[np.int64]:
         """(I, 3) found, objects and detections of each image."""
         table = self.counts.table()
         (matches,) = match_detections(table, thresholds=(self.iou,))
@@ -112,10 +112,10 @@ class BoxSamples(Samples):
         return self._sums.margins[:, 1]
 
     def group_scores(self) -> NDArray[np.float64]:
-        return _f1(group_sums(self._margins, self.groups)[1])
+        return _f1(group_sums(self.margins, self.groups)[1])
 
     def sample_scores(self) -> NDArray[np.float64]:
-        return _f1(self._margins)
+        return _f1(self.margins)
 
     def scorer(self, other: BoxSamples) -> Scorer:
         both = DetectionCounts(self.classes)
