@@ -29,14 +29,18 @@ from visionsft.evaluation.metrics.boxes import ImageBoxes
 from visionsft.evaluation.mistaken import FOUND_IOU, FOUND_SCORE, Mistaken, find_mistakes, upright
 from visionsft.evaluation.pictures import display
 
-KINDS = ("false alarm", "wrong label", "miss")
+KINDS = ("false alarm", "bad fit", "wrong label", "miss")
+
+_NEAR_IOU = 0.1
+"""From which on a false alarm means the object that it overlaps with."""
 
 RULE = (
-    f"the most certain false alarms, the most certain wrong labels (on an object of another class, IoU {FOUND_IOU:g} "
-    f"or more), and the largest misses (no detection of score {FOUND_SCORE:g} or more, IoU {FOUND_IOU:g} or more)"
+    f"the most certain false alarms, bad fits (an object of the class, but IoU {_NEAR_IOU:g} to {FOUND_IOU:g}) and "
+    f"wrong labels (an object of another class, IoU {FOUND_IOU:g} or more), and the largest misses (no detection of "
+    f"score {FOUND_SCORE:g} or more, IoU {FOUND_IOU:g} or more)"
 )
 
-SHOWN = 12
+SHOWN = 9
 """Mistakes of each kind."""
 _SIDE = 240
 """Of a picture at least, in pixels of the image; three times the object."""
@@ -55,15 +59,20 @@ class Pictured:
     part: tuple[int, int, int, int]
 
 
-def write_box_gallery(folder: Path, counts: DetectionCounts, data: DetectionDataModule) -> None:
-    """Write the pictures, the worst of each kind in turn, and then their index; what was there is replaced."""
+def write_box_gallery(
+    folder: Path, counts: DetectionCounts, data: DetectionDataModule, *, score: float
+) -> None:
+    """Write the pictures, the worst of each kind in turn, and then their index; what was there is replaced.
+
+    score: from which on detections are shown beside a mistake.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     names = counts.classes
     entries = []
     for number, each in enumerate(choose_mistakes(counts)):
         file = f"{number:02}-image.jpg"
         save_picture(_cut(data, counts, each), folder / file)
-        entries.append({**describe_mistake(each, counts, names), "files": {"image": file}})
+        entries.append({**describe_mistake(each, counts, score=score), "files": {"image": file}})
     write_index(folder, {"rule": RULE, "colours": palette(names, data.classes.colours), "samples": entries})
 
 
@@ -72,21 +81,22 @@ def choose_mistakes(counts: DetectionCounts) -> list[Pictured]:
     alarms, misses = find_mistakes(counts, limit=len(counts.table().found) + len(counts.table().truth))
     shown: dict[str, list[Pictured]] = {kind: [] for kind in KINDS}
     for mistake in (*alarms, *misses):
-        of = None if mistake.score is None else _meant(mistake, counts.boxes[mistake.image])
-        kind = "miss" if mistake.score is None else "false alarm" if of is None else "wrong label"
+        kind, of = _judge(mistake, counts.boxes[mistake.image])
         if len(shown[kind]) < SHOWN:
             part = _part(mistake.box, counts.sizes[mistake.image])
             shown[kind].append(Pictured(kind, mistake, of, part))
     return [each for row in zip_longest(*shown.values()) for each in row if each is not None]
 
 
-def _meant(alarm: Mistaken, boxes: ImageBoxes) -> int | None:
-    """The class of the object that a false alarm lies on; None where it lies on none."""
-    if not len(boxes.truth):
-        return None
-    overlap = box_iou(torch.from_numpy(alarm.box[None]), torch.from_numpy(upright(boxes.truth)))[0].numpy()
-    best = int(overlap.argmax())
-    return int(boxes.truth_labels[best]) if overlap[best] >= FOUND_IOU else None
+def _judge(mistake: Mistaken, boxes: ImageBoxes) -> tuple[str, int | None]:
+    """Its kind, and of a wrong label the true class."""
+    if mistake.score is None:
+        return "miss", None
+    overlap = box_iou(torch.from_numpy(mistake.box[None]), torch.from_numpy(upright(boxes.truth)))[0].numpy()
+    own = boxes.truth_labels == mistake.label
+    if (overlap[~own] >= FOUND_IOU).any():
+        return "wrong label", int(boxes.truth_labels[~own][overlap[~own].argmax()])
+    return ("bad fit" if (overlap[own] >= _NEAR_IOU).any() else "false alarm"), None
 
 
 def _part(box: NDArray[np.float32], size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -113,15 +123,15 @@ def _cut(data: DetectionDataModule, counts: DetectionCounts, each: Pictured) -> 
     )
 
 
-def describe_mistake(each: Pictured, counts: DetectionCounts, names: Sequence[str]) -> dict[str, Any]:
-    """What there is to say of a mistake, for JSON, with the boxes of its picture's part."""
-    mistake, item = each.mistake, counts.items[each.mistake.image]
+def describe_mistake(each: Pictured, counts: DetectionCounts, *, score: float) -> dict[str, Any]:
+    """What there is to say of a mistake, for JSON, with the boxes of its picture's part, detections from a score on."""
+    names, mistake, item = counts.classes, each.mistake, counts.items[each.mistake.image]
     left, top, right, bottom = each.part
     boxes = counts.boxes[mistake.image]
-    certain = boxes.scores >= FOUND_SCORE
+    certain = boxes.scores >= np.float32(score)
     said = [
-        f"{names[k]} {score:.2f}"
-        for k, score in zip(boxes.labels[certain].tolist(), boxes.scores[certain].tolist(), strict=True)
+        f"{names[k]} {certainty:.2f}"
+        for k, certainty in zip(boxes.labels[certain].tolist(), boxes.scores[certain].tolist(), strict=True)
     ]
     width, height = (mistake.box[2:] - mistake.box[:2]).tolist()
     return {

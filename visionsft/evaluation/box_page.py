@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -100,13 +100,14 @@ class BoxPage(Page):
 
     def _pair(self, other: Page, *, budget: int) -> list[dict[str, Any]]:
         assert isinstance(other, BoxPage)
-        rows: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+        rows: list[dict[str, Any]] = []
         for sample in chain(*self._galleries(other, budget)):
+            if any(each["id"] == sample["id"] and _overlap(each["part"], sample["part"]) for each in rows):
+                continue  # the same ground around another mistake
             part = tuple(sample["part"])
             answers = {name: page._marks(sample["id"], part) for name, page in (("A", self), ("B", other))}
-            drawn = {**sample, "marks": {"truth": sample["marks"]["truth"], **answers}}
-            rows.setdefault((sample["id"], part), drawn)
-        return list(rows.values())
+            rows.append({**sample, "marks": {"truth": sample["marks"]["truth"], **answers}})
+        return rows
 
     def _marks(self, id: str, part: tuple[int, int, int, int]) -> list[dict[str, Any]]:
         """The detections of one image, from the run's score on, in a part of it."""
@@ -121,3 +122,11 @@ class BoxPage(Page):
             "errors": self.errors,
             "reliability": self.reliability,
         }
+
+
+def _overlap(one: Sequence[int], two: Sequence[int]) -> bool:
+    """Whether two parts (x1, y1, x2, y2) of an image share half of the smaller one, or more."""
+    first, second = np.array(one), np.array(two)
+    common = np.clip(np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2]), 0, None).prod()
+    smaller = min((each[2:] - each[:2]).prod() for each in (first, second))
+    return bool(2 * common >= smaller)

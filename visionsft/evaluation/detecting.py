@@ -198,7 +198,7 @@ def _write(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoin
         ("misses", misses, f"the largest missed objects (score below {FOUND_SCORE} or IoU below {FOUND_IOU})"),
     ):
         save_figure(_sheet(evaluation, data, mistakes, title), folder / f"{name}.png")
-    write_box_gallery(folder / "gallery", evaluation.counts, data)
+    write_box_gallery(folder / "gallery", evaluation.counts, data, score=evaluation.scores.score)
     write_text(
         folder / "scores.json",
         json.dumps(_report(evaluation, data, checkpoint), indent=2, ensure_ascii=False, allow_nan=False) + "\n",

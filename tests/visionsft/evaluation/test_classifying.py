@@ -21,7 +21,6 @@ from visionsft.errors import ConfigError, RunError
 from visionsft.evaluation import Answers, calibrate, choose_label_thresholds, evaluate, label_intervals
 from visionsft.evaluation.classifying import ClassificationEvaluation
 from visionsft.evaluation.metrics import summarise_labels
-from visionsft.evaluation.reporting import report
 from visionsft.evaluation.robustness import measure_robustness
 from visionsft.prediction import export_onnx
 from visionsft.runs import Run
@@ -116,7 +115,7 @@ class TestOneClass:
 
     def test_commands_for_maps_are_refused(self, label_run: Run, tmp_path: Path) -> None:
         evaluate(label_run)
-        for command in (calibrate, measure_robustness, report):
+        for command in (calibrate, measure_robustness):
             with pytest.raises(RunError, match="is for segmentation; this run's task is classification"):
                 command(label_run)
         with pytest.raises(RunError, match="is for segmentation"):
