@@ -27,6 +27,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from visionsft.evaluation.metrics.detection_curves import DetectionCurve
 from visionsft.evaluation.pictures import confusion_figure as confusion
 
 __all__ = [
@@ -37,9 +38,13 @@ __all__ = [
     "class_scores",
     "confusion",
     "embeddings",
+    "error_split",
+    "false_alarm_curves",
     "footprints",
+    "label_curves",
     "losses",
     "precision_recall",
+    "precision_recall_curves",
     "precision_recall_points",
     "reliability",
     "sample_scores",
@@ -75,6 +80,20 @@ _NAME = 44
 _OUTLINED = 1000
 """Scenes at most whose outlines are drawn."""
 
+TITLES = {
+    "iou": "IoU", "mean_iou": "mean IoU", "f1": "F1", "macro_f1": "macro F1", "map": "mAP", "ap": "AP",
+    "ap50": "AP50", "ap75": "AP75", "ar": "average recall", "recall": "recall", "precision": "precision",
+    "accuracy": "accuracy", "mean_recall": "mean recall", "mean_average_precision": "mean average precision",
+    "average_precision": "average precision", "log_average_miss_rate": "log-average miss rate",
+}  # fmt: skip
+"""What metrics are called on a figure."""
+
+VALIDATED = (
+    "val/mean_iou", "val/mean_recall", "val/map", "val/ap50", "val/accuracy", "val/mean_average_precision",
+    "val/macro_f1",
+)  # fmt: skip
+"""Columns of metrics.csv that are scores on the validation split; of each task the first two are drawn."""
+
 Row = Mapping[str, Any]
 
 
@@ -88,8 +107,10 @@ def losses(rows: Sequence[Row]) -> Figure:
 
 
 def validation_scores(rows: Sequence[Row]) -> Figure:
-    """Mean IoU and mean recall on the validation split by epoch."""
-    lines = {"val/mean_iou": ("mean IoU", BLUE, "o"), "val/mean_recall": ("mean recall", VERMILION, "s")}
+    """The task's two main scores on the validation split by epoch."""
+    there = [key for key in VALIDATED if any(row.get(key) is not None for row in rows)]
+    styles = zip(there, ((BLUE, "o"), (VERMILION, "s")), strict=False)
+    lines = {key: (TITLES[key.removeprefix("val/")], *style) for key, style in styles}
     return _curves(rows, lines, ylabel="validation score")
 
 
@@ -154,30 +175,31 @@ def _ring(polygon: str) -> NDArray[np.float64]:
 # --------------------------------------------------------------------------------------------------- scores
 
 
-def class_scores(scores: Row) -> Figure:
-    """IoU, with its interval if there is one, and recall of each class, best first; scores: scores.json."""
-    rows = [row for row in scores["scores"]["per_class"] if row["iou"] is not None]
-    rows.sort(key=lambda row: row["iou"])
-    intervals = scores.get("intervals", {}).get("per_class", {})
+def class_scores(scores: Row, *, metrics: tuple[str, str] = ("iou", "recall")) -> Figure:
+    """Two metrics of each class, the first with its interval if there is one, best first; scores: scores.json."""
+    first, second = metrics
+    rows = [row for row in scores["scores"]["per_class"] if row[first] is not None]
+    rows.sort(key=lambda row: row[first])
+    intervals = (scores.get("intervals") or {}).get("per_class") or {}
     figure, axes = _figure(0.27 * len(rows) + 0.9)
     places = range(len(rows))
     for place, row in zip(places, rows, strict=True):
-        if interval := intervals.get(row["name"], {}).get("iou"):
+        if interval := intervals.get(row["name"], {}).get(first):
             axes.plot(interval, (place, place), color=BLUE, linewidth=2.2, alpha=0.55, solid_capstyle="butt")
-    axes.plot([row["iou"] for row in rows], places, "o", color=BLUE, clip_on=False, label="IoU")
-    recall = [np.nan if row["recall"] is None else row["recall"] for row in rows]
-    axes.plot(
-        recall, places, "D", color=VERMILION, markersize=5, fillstyle="none", clip_on=False, label="recall"
-    )
+    axes.plot([row[first] for row in rows], places, "o", color=BLUE, clip_on=False, label=TITLES[first])
+    others = [np.nan if row[second] is None else row[second] for row in rows]
+    style: dict[str, Any] = {"color": VERMILION, "markersize": 5, "fillstyle": "none", "clip_on": False}
+    axes.plot(others, places, "D", label=TITLES[second], **style)
     axes.set_yticks(places, [_plain(row["name"]) for row in rows])
     _score_axis(axes)
     return figure
 
 
-def class_differences(first: Row, second: Row, *, names: tuple[str, str]) -> Figure:
-    """IoU of each class in two runs; first, second: their scores.json. Classes in neither are left out."""
+def class_differences(first: Row, second: Row, *, names: tuple[str, str], metric: str = "iou") -> Figure:
+    """A metric of each class in two runs; first, second: their scores.json. Classes in neither are left out."""
     pairs = zip(first["scores"]["per_class"], second["scores"]["per_class"], strict=True)
-    rows = [(one["name"], one["iou"], two["iou"]) for one, two in pairs if None not in (one["iou"], two["iou"])]
+    values = [(one["name"], one[metric], two[metric]) for one, two in pairs]
+    rows = [row for row in values if None not in row]
     rows.sort(key=lambda row: row[2] - row[1])
     figure, axes = _figure(0.27 * len(rows) + 0.9)
     places = range(len(rows))
@@ -189,54 +211,62 @@ def class_differences(first: Row, second: Row, *, names: tuple[str, str]) -> Fig
         line.set(fillstyle=fill, markersize=5, clip_on=False)
     axes.set_yticks(places, [_plain(row[0]) for row in rows])
     _score_axis(axes)
-    axes.set_xlabel("IoU")
+    axes.set_xlabel(TITLES[metric])
     return figure
 
 
-def sample_scores(scores: ArrayLike) -> Figure:
-    """Histogram of the single samples' mean IoU ``(N,)``, with its median; nan (no labels) is left out."""
+def sample_scores(scores: ArrayLike, *, what: str = "mean IoU") -> Figure:
+    """Histogram of a score of single samples ``(N,)``, with its median; nan (no labels) is left out."""
     values = np.asarray(scores, np.float64)
     values = values[~np.isnan(values)]
     median = float(np.median(values))
     figure, axes = _figure(2.5)
-    axes.hist(values, bins=np.linspace(0, 1, 21).tolist(), color=BLUE, alpha=0.75, edgecolor=PAPER, linewidth=0.6)
+    axes.hist(
+        values, bins=np.linspace(0, 1, 21).tolist(), color=BLUE, alpha=0.75, edgecolor=PAPER, linewidth=0.6
+    )
     axes.axvline(median, color=VERMILION, linewidth=1.4, label=f"median {median:.3f}")
     axes.set_xlim(0, 1)
-    axes.set_xlabel("mean IoU of the single sample")
+    axes.set_xlabel(f"{what} of the single sample")
     axes.set_ylabel("samples")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
     _legend(axes)
     return figure
 
 
-def slices(rows: Sequence[Row]) -> Figure:
-    """Mean IoU of each slice with its interval, the worst first: {"by", "value", "mean_iou", "interval"...}."""
-    known = sorted((row for row in rows if row["mean_iou"] is not None), key=lambda row: row["mean_iou"])
+def slices(rows: Sequence[Row], *, metric: str = "mean_iou") -> Figure:
+    """A metric of each slice with its interval, the worst first: {"by", "value", "mean_iou", "interval"...}."""
+    known = sorted((row for row in rows if row[metric] is not None), key=lambda row: row[metric])
     shown = known[:_SHOWN][::-1]
     figure, axes = _figure(0.27 * len(shown) + 0.9)
     for place, row in enumerate(shown):
         if row.get("interval"):
             axes.plot(row["interval"], (place, place), color=BLUE, linewidth=2.2, alpha=0.55)
-    axes.plot([row["mean_iou"] for row in shown], range(len(shown)), "o", color=BLUE, label="mean IoU")
+    axes.plot([row[metric] for row in shown], range(len(shown)), "o", color=BLUE, label=TITLES[metric])
     axes.set_yticks(range(len(shown)), [_plain(f"{row['by']}: {row['value']}") for row in shown])
     _score_axis(axes)
     return figure
 
 
-def reliability(bins: Sequence[Row]) -> Figure:
-    """How often pixels of a confidence are right: {"confidence", "accuracy", "pixels"}; dots by their pixels."""
-    filled = [row for row in bins if row["pixels"]]
-    share = np.array([row["pixels"] for row in filled], np.float64)
+def reliability(
+    bins: Sequence[Row],
+    *,
+    what: str = "confidence of the predicted class",
+    right: str = "predicted right",
+) -> Figure:
+    """How often answers of a confidence are right: {"confidence", "accuracy", "pixels" or "count"}; dots by these."""
+    counts = [row["count"] if "count" in row else row["pixels"] for row in bins]
+    filled = [(row, count) for row, count in zip(bins, counts, strict=True) if count]
+    share = np.array([count for _, count in filled], np.float64)
     share /= max(share.sum(), 1)
-    confidence, accuracy = ([row[key] for row in filled] for key in ("confidence", "accuracy"))
+    confidence, accuracy = ([row[key] for row, _ in filled] for key in ("confidence", "accuracy"))
     figure, axes = _figure(3.4)
     axes.plot((0, 1), (0, 1), color=MUTED, linewidth=1, linestyle="--", label="perfectly calibrated")
     axes.plot(confidence, accuracy, color=BLUE, linewidth=1.2, label="this model")
     axes.scatter(confidence, accuracy, s=12 + 260 * share, color=BLUE, zorder=3)
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel("confidence of the predicted class")
-    axes.set_ylabel("share predicted right")
+    axes.set_xlabel(what)
+    axes.set_ylabel(f"share {right}" if right.startswith("predicted") else f"share that {right}")
     _legend(axes)
     return figure
 
@@ -288,6 +318,62 @@ def trimap(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+# ------------------------------------------------------------------------------------------------ detections
+
+
+def precision_recall_curves(curves: Mapping[str, DetectionCurve]) -> Figure:
+    """Precision over recall of each class's detections; curves: see `visionsft.evaluation.precision_recall_curves`."""
+    figure, grid = _small_axes(curves)
+    for axes, curve in zip(grid, curves.values(), strict=True):
+        axes.plot(curve.recall, curve.precision, color=BLUE, linewidth=1.4)
+    return figure
+
+
+def false_alarm_curves(curves: Mapping[str, DetectionCurve]) -> Figure:
+    """Recall over false positives per image of each class, from one in a hundred images to ten in each."""
+    figure, grid = _small_axes(curves)
+    for axes, curve in zip(grid, curves.values(), strict=True):
+        axes.set(xscale="log", xlim=(0.01, 10), xticks=(0.01, 0.1, 1, 10), aspect="auto")
+        axes.set_xticklabels(("0.01", "0.1", "1", "10"))
+        axes.minorticks_off()
+        axes.step(np.maximum(curve.fppi, 1e-3), curve.recall, where="post", color=BLUE, linewidth=1.4)
+    return figure
+
+
+def error_split(errors: Row) -> Figure:
+    """Average precision that each kind of error costs, the dearest first; errors: those of scores.json."""
+    kinds = sorted(errors["kinds"], key=lambda kind: kind["gain"] or 0.0)
+    figure, axes = _figure(0.3 * len(kinds) + 0.8)
+    places = range(len(kinds))
+    axes.barh(places, [kind["gain"] or 0.0 for kind in kinds], height=0.6, color=BLUE)
+    for place, kind in zip(places, kinds, strict=True):
+        axes.annotate(
+            f"{kind['count']:,}", (kind["gain"] or 0.0, place), xytext=(4, 0), textcoords="offset points",
+            va="center", fontsize=8, color=MUTED,
+        )  # fmt: skip
+    axes.set_yticks(places, [kind["name"] for kind in kinds])
+    axes.set_xlabel(f"average precision (IoU {errors['iou']:g}) without these errors, minus what it is")
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.12)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------- labels
+
+
+def label_curves(probabilities: ArrayLike, truth: ArrayLike, names: Sequence[str]) -> Figure:
+    """Precision over recall of each class against the rest; both (N, K), probabilities and whether it is the class."""
+    found, is_class = np.asarray(probabilities, np.float64), np.asarray(truth, np.bool_)
+    figure, grid = _small_axes(names)
+    for axes, column, own in zip(grid, found.T, is_class.T, strict=True):
+        if own.any():
+            order = np.argsort(-column, kind="stable")
+            last = np.append(np.diff(column[order]) != 0, True)  # equal probabilities at once
+            right, taken = np.cumsum(own[order])[last], np.arange(1, len(own) + 1)[last]
+            axes.plot(right / own.sum(), right / taken, color=BLUE, linewidth=1.4)
+    return figure
+
+
 # --------------------------------------------------------------------------------------------------- search
 
 
@@ -300,7 +386,14 @@ def study_history(trials: Sequence[Row]) -> Figure:
             axes.plot(*zip(*points, strict=True), marker, color=BLUE, markersize=5, label=label)
     finished = [trial for trial in trials if trial["state"] == "complete"]
     best = np.maximum.accumulate(np.array([trial["score"] for trial in finished], np.float64))
-    axes.step([t["number"] for t in finished], best, where="post", color=VERMILION, linewidth=1.2, label="best so far")
+    axes.step(
+        [t["number"] for t in finished],
+        best,
+        where="post",
+        color=VERMILION,
+        linewidth=1.2,
+        label="best so far",
+    )
     axes.set_xlabel("trial")
     axes.set_ylabel("validation score")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -334,7 +427,9 @@ def study_parallel(trials: Sequence[Row]) -> Figure:
         best = trial is ranked[-1]
         line = [heights[row] for heights, _ in columns]
         strength = 0.15 + 0.5 * row / max(len(ranked) - 1, 1)
-        axes.plot(line, color=VERMILION if best else BLUE, alpha=1 if best else strength, linewidth=2 if best else 1)
+        axes.plot(
+            line, color=VERMILION if best else BLUE, alpha=1 if best else strength, linewidth=2 if best else 1
+        )
     for place, (_, ticks) in enumerate(columns):
         axes.axvline(place, color=RULE, linewidth=1)
         for height, label in ticks.items():
@@ -384,7 +479,13 @@ def candidates(rows: Sequence[Row], *, metric: str, limit: float | None = None) 
         own = [row for row in rows if _kind_of_candidate(row) == label]
         for row in own:
             if row["low"] is not None:
-                axes.plot([row["inference_ms"]] * 2, (row["low"], row["high"]), color=colour, linewidth=2.2, alpha=0.4)
+                axes.plot(
+                    [row["inference_ms"]] * 2,
+                    (row["low"], row["high"]),
+                    color=colour,
+                    linewidth=2.2,
+                    alpha=0.4,
+                )
         if own:
             places = zip(*((row["inference_ms"], row[metric]) for row in own), strict=True)
             (line,) = axes.plot(*places, marker, color=colour, label=label)
@@ -457,7 +558,9 @@ def embeddings(
     for x, y, picture in pictures:
         image = OffsetImage(picture, zoom=0.5)
         edge = {"edgecolor": RULE, "linewidth": 0.6}
-        box = AnnotationBbox(image, (x, y), xybox=(0, 14), boxcoords="offset points", pad=0.06, bboxprops=edge)
+        box = AnnotationBbox(
+            image, (x, y), xybox=(0, 14), boxcoords="offset points", pad=0.06, bboxprops=edge
+        )
         canvas.add_artist(box)  # above its dot, which stays to be seen
     canvas.set_xlabel(axes[0])
     canvas.set_ylabel(axes[1])
@@ -485,11 +588,12 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
 
 def _small_axes(names: Iterable[str]) -> tuple[Figure, list[Axes]]:
-    """A figure of small axes from 0 to 1, four in a row, under their names."""
+    """A figure of small axes from 0 to 1, up to four in a row, under their names."""
     titles = list(names)
-    rows = -(-len(titles) // 4)
-    figure = Figure(figsize=(_WIDTH, 1.35 * rows), layout="constrained", facecolor=PAPER)
-    grid = [figure.add_subplot(rows, 4, 1 + index, facecolor="none") for index in range(len(titles))]
+    columns = min(max(len(titles), 2), 4)
+    rows = max(1, -(-len(titles) // columns))
+    figure = Figure(figsize=(_WIDTH, 5.4 / columns * rows), layout="constrained", facecolor=PAPER)
+    grid = [figure.add_subplot(rows, columns, 1 + index, facecolor="none") for index in range(len(titles))]
     for axes, title in zip(grid, titles, strict=True):
         axes.set_title(_plain(shorten(title, 18, placeholder="…")), fontsize=8, color=INK, loc="left")
         axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xticks=(0, 1), yticks=(0, 1), aspect="equal")

@@ -14,6 +14,7 @@ import pytest
 
 from datamodules.batch import Item
 from visionsft.config import ClassificationConfig, SegmentationConfig
+from visionsft.evaluation.counts import Counts, save_counts
 from visionsft.evaluation.gallery import write_gallery
 from visionsft.evaluation.metrics import DEFINITIONS, summarise
 from visionsft.evaluation.pictures import Example
@@ -209,13 +210,7 @@ def _write_evaluation(
     codes = [t[t < 255].astype(int) * count + p[t < 255] for t, p in zip(truths, predictions, strict=True)]
     confusions = np.stack([np.bincount(each, minlength=count**2).reshape(count, count) for each in codes])
     items = [Item(f"images/<b>{i}</b>.png", f"drive {'ab'[i // 4]}", "") for i in range(8)]
-    np.savez_compressed(
-        folder / "per_sample.npz",
-        ids=[item.id for item in items],
-        groups=[item.group for item in items],
-        classes=names,
-        confusions=confusions,
-    )
+    save_counts(Counts(tuple(items), names, confusions, np.zeros(8)), folder)
     grey = np.full((*truths.shape[1:], 3), 90, np.uint8)
     examples = [Example(item.id, grey, *pair) for item, *pair in zip(items, truths, predictions, strict=True)]
     colours = COLOURS[:count]

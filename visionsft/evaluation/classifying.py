@@ -27,6 +27,7 @@ from visionsft.errors import RunError
 from visionsft.evaluation.counts import FILE, mean_brightness
 from visionsft.evaluation.efficiency import Efficiency, measure
 from visionsft.evaluation.evaluating import (
+    GALLERY,
     WARNINGS,
     WORST,
     check_split,
@@ -39,6 +40,7 @@ from visionsft.evaluation.evaluating import (
     write_slices,
 )
 from visionsft.evaluation.intervals import Unit
+from visionsft.evaluation.label_gallery import SAID, write_label_gallery
 from visionsft.evaluation.label_intervals import LabelIntervals, label_intervals
 from visionsft.evaluation.label_slices import slice_answers
 from visionsft.evaluation.label_thresholds import (
@@ -56,6 +58,7 @@ from visionsft.evaluation.metrics import (
     one_hot,
     summarise_labels,
 )
+from visionsft.evaluation.metrics.classification import certainty
 from visionsft.evaluation.pictures import confusion_figure, display, picture_sheet
 from visionsft.evaluation.slices import Metadata, Slices, choose_kinds
 from visionsft.files import atomic_path, write_text
@@ -101,11 +104,7 @@ class Answers:
     @property
     def certainty(self) -> NDArray[np.float32]:
         """(N,) probability of what is true: of the class, or the lowest one among all answers of an image."""
-        right = np.where(self.truth, self.probabilities, 1 - self.probabilities)
-        if self.labels.ndim == 1:
-            right = np.where(self.truth, self.probabilities, 1)
-        lowest: NDArray[np.float32] = right.min(axis=1)
-        return lowest
+        return certainty(self.probabilities, self.labels)
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class ClassificationEvaluation:
     thresholds: NDArray[np.float64] | None
     """(K,) where an image can have several classes."""
     folder: Path
-    """Where scores.json, table.txt, per_sample.npz, confusion.csv, confusion.png and worst.png are."""
+    """Where scores.json, table.txt, per_sample.npz, confusion.csv, confusion.png, worst.png and gallery/ are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
     slices: Slices | None = None
@@ -179,6 +178,20 @@ class ClassificationEvaluation:
         assert self.thresholds is not None
         pairs = zip(self.answers.classes, self.thresholds.tolist(), strict=True)
         return "thresholds: " + ", ".join(f"{name} {value:.4f}" for name, value in pairs)
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """An image and its answer, for JSON."""
+        answers, decided = self.answers, self.decided[index]
+        order = np.argsort(-answers.probabilities[index], kind="stable")[:SAID].tolist()
+        return {
+            "id": answers.items[index].id,
+            "group": answers.items[index].group,
+            "certainty": float(answers.certainty[index]),
+            "right": bool((decided == answers.truth[index]).all()),
+            "true": [answers.classes[k] for k in np.flatnonzero(answers.truth[index]).tolist()],
+            "predicted": [answers.classes[k] for k in np.flatnonzero(decided).tolist()],
+            "said": {answers.classes[k]: float(answers.probabilities[index, k]) for k in order},
+        }
 
     def describe(self, index: int) -> str:
         """Three lines about an image: its id, its classes, and those that it was given."""
@@ -344,15 +357,19 @@ def _write_confusion(path: Path, evaluation: ClassificationEvaluation) -> None:
 
 
 def _write_worst(evaluation: ClassificationEvaluation, loaded: LoadedRun) -> None:
-    """worst.png; the pictures are read a second time."""
+    """worst.png and the gallery; the pictures are read a second time."""
     dataset = loaded.data.evaluation_loader(evaluation.split).dataset
-    worst = evaluation.worst()
-    pictures = [(evaluation.describe(i), _display(loaded.data, dataset[i])) for i in worst]
-    title = marked(f"{evaluation.title}: the worst {len(worst)}\nrule: {RULE}", evaluation.warning)
-    save_figure(picture_sheet(pictures, title=title), evaluation.folder / "worst.png")
+    worst = evaluation.worst(GALLERY)
+    pictures = [show_sample(loaded.data, dataset[i]) for i in worst]
+    described = [(evaluation.describe(i), picture) for i, picture in zip(worst, pictures, strict=True)][:WORST]
+    title = marked(f"{evaluation.title}: the worst {len(described)}\nrule: {RULE}", evaluation.warning)
+    save_figure(picture_sheet(described, title=title), evaluation.folder / "worst.png")
+    images = zip(map(evaluation.facts, worst), pictures, strict=True)
+    write_label_gallery(evaluation.folder / "gallery", images, rule=RULE)
 
 
-def _display(data: ClassificationDataModule, sample: LabelledSample) -> NDArray[np.uint8]:
+def show_sample(data: ClassificationDataModule, sample: LabelledSample) -> NDArray[np.uint8]:
+    """An image as a picture (H, W, 3)."""
     return display(
         sample["image"],
         mean=data.normalisation.mean,

@@ -8,24 +8,18 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from datamodules import DataError
-from datamodules.batch import Sample
 from visionsft.errors import RunError
-from visionsft.evaluation.answers import infer
-from visionsft.evaluation.differences import METHOD, PERMUTATIONS, Difference, differences, holm
-from visionsft.evaluation.evaluating import make_example
-from visionsft.evaluation.intervals import Unit, group_sums
-from visionsft.evaluation.metrics import mean_iou, predict_classes
+from visionsft.evaluation.differences import METHOD, Difference, differences, holm
+from visionsft.evaluation.intervals import Unit
 from visionsft.evaluation.metrics.segmentation import without_nan
-from visionsft.evaluation.pictures import Example, PairExample, contact_sheet
-from visionsft.evaluation.samples import Samples, check_comparable, read_samples
+from visionsft.evaluation.paired import Change, Samples
+from visionsft.evaluation.samples import check_comparable, read_samples
 from visionsft.files import atomic_path, write_text
 from visionsft.runs import Run, flatten_values
 
@@ -33,19 +27,6 @@ CHANGED = 8
 """Samples named, and drawn, as those that changed most."""
 _TIE = 1e-12
 """Differences below are rounding."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """Mean IoU of one group or sample in both runs."""
-
-    name: str
-    first: float
-    second: float
-
-    @property
-    def difference(self) -> float:
-        return self.second - self.first
 
 
 @dataclass(frozen=True)
@@ -60,10 +41,18 @@ class Pair:
     """What was resampled and exchanged: "group" (a scene or drive) or "image"."""
     samples: int
     differences: tuple[Difference, ...]
+    shown: tuple[str, ...]
+    """Class metrics in the text table."""
+    permutations: int
+    """That were drawn, at most."""
+    group_score: str
+    """What is told of a group..."""
     groups: tuple[Change, ...]
-    """Each unit's mean IoU, the largest loss first."""
+    """...the largest loss first."""
+    sample_score: str
+    """What is told of a sample..."""
     changed: tuple[Change, ...]
-    """The samples whose mean IoU changed most."""
+    """...those that changed most."""
     setup: dict[str, dict[str, tuple[str | None, str | None]]]
     """What differs in config, data, weights and code: values of A and B as JSON by dotted key."""
     pictures: str | None = None
@@ -83,7 +72,7 @@ class Pair:
         lines = [f"{'':{width}}       A       B    B - A    95 % interval         p  p_holm"]
         for row in self.differences:
             ends = "too few groups" if row.ends is None else f"[{row.ends[0]:+.4f}, {row.ends[1]:+.4f}]"
-            if row.of is None or row.metric in ("iou", "recall"):  # the others are in compare.json
+            if row.of is None or row.metric in self.shown:  # the others are in compare.json
                 numbers = f"{_number(row.first)}  {_number(row.second)}  {_number(row.difference, '+.4f'):>7}"
                 chances = f"{_number(row.p)}  {_number(row.p_holm)}"
                 lines.append(f"{_name(row):{width}}  {numbers}  {ends:18}  {chances}")
@@ -100,13 +89,14 @@ class Pair:
         gaps = [group.difference for group in self.groups]
         wins, losses = (sum(sign * gap > _TIE for gap in gaps) for sign in (1, -1))
         counts = f"B better in {wins}, worse in {losses}, of {len(gaps)}"
-        lines = [f"mean IoU by {self.unit}: {counts}; the largest losses and gains:"]
+        lines = [f"{self.group_score} by {self.unit}: {counts}; the largest losses and gains:"]
         shown = self.groups if len(self.groups) <= 6 else (*self.groups[:3], *self.groups[-3:])
-        return lines + [_change_line(group) for group in shown]
+        return lines + [f"  {group.line()}" for group in shown]
 
     def _changed_lines(self) -> list[str]:
         where = self.pictures or f"no pictures: {self.problem}"
-        return [f"samples whose mean IoU changed most ({where}):", *map(_change_line, self.changed)]
+        lines = [f"  {change.line()}" for change in self.changed]
+        return [f"samples changed most by their {self.sample_score} ({where}):", *lines]
 
     def _setup_lines(self) -> list[str]:
         lines = []
@@ -125,10 +115,6 @@ def _name(row: Difference) -> str:
 
 def _number(value: float, form: str = ".4f") -> str:
     return f"{'-':>6}" if math.isnan(value) else format(value, form)
-
-
-def _change_line(change: Change) -> str:
-    return f"  {change.difference:+.4f}  {change.first:.4f} -> {change.second:.4f}  {change.name}"
 
 
 def _or_unset(text: str | None) -> str:
@@ -168,10 +154,9 @@ def compare(
 
 
 def _compare_pair(first: Samples, second: Samples, split: str, unit: Unit) -> Pair:
-    names, sums = group_sums(first.confusions, first.groups)
-    groups = _changes(names, sums, group_sums(second.confusions, second.groups)[1])
-    samples = _changes(first.ids, first.confusions, second.confusions)
-    changed = [change for change in samples if change.difference]
+    groups = _changes(first.group_names, first.group_scores(), second.group_scores())
+    changed = _changes(first.ids, first.sample_scores(), second.sample_scores())
+    changed = [change for change in changed if change.difference]
     return Pair(
         first=str(first.run.path),
         second=str(second.run.path),
@@ -179,24 +164,28 @@ def _compare_pair(first: Samples, second: Samples, split: str, unit: Unit) -> Pa
         unit=unit,
         samples=len(first.ids),
         differences=differences(first, second),
+        shown=first.shown,
+        permutations=first.permutations,
+        group_score=first.group_score,
         groups=tuple(sorted(groups, key=lambda group: group.difference)),
+        sample_score=first.sample_score,
         changed=tuple(sorted(changed, key=lambda change: -abs(change.difference))[:CHANGED]),
         setup=what_differs(first.run, second.run, split),
     )
 
 
-def _changes(names: Sequence[str], first: NDArray[np.int64], second: NDArray[np.int64]) -> list[Change]:
-    """Those with labelled pixels."""
-    rows = zip(names, mean_iou(first).tolist(), mean_iou(second).tolist(), strict=True)
-    return [Change(name, one, other) for name, one, other in rows if not math.isnan(one)]
+def _changes(names: Sequence[str], first: NDArray[np.float64], second: NDArray[np.float64]) -> list[Change]:
+    """Those that have a score in both runs."""
+    rows = zip(names, first.tolist(), second.tolist(), strict=True)
+    return [Change(name, *pair) for name, *pair in rows if not any(map(math.isnan, pair))]
 
 
 def _correct(pairs: Sequence[Pair]) -> list[Pair]:
-    """Fill in p_holm, within each metric over all pairs."""
+    """Fill in p_holm, within each metric over all pairs; over all classes or by class, these are two."""
     rows = [(index, row) for index, pair in enumerate(pairs) for row in pair.differences]
     corrected: list[list[Difference]] = [[] for _ in pairs]
-    for metric in dict.fromkeys(row.metric for _, row in rows):
-        family = [(index, row) for index, row in rows if row.metric == metric]
+    for kind in dict.fromkeys((row.metric, row.of is None) for _, row in rows):
+        family = [(index, row) for index, row in rows if (row.metric, row.of is None) == kind]
         for (index, row), p in zip(family, holm([row.p for _, row in family]), strict=True):
             corrected[index].append(replace(row, p_holm=p))
     return [replace(pair, differences=tuple(each)) for pair, each in zip(pairs, corrected, strict=True)]
@@ -236,8 +225,9 @@ def _draw(pair: Pair, first: Samples, second: Samples, target: Path) -> Pair:
     """The pair with a picture of the samples that changed most, where both models and their data still load."""
     if not pair.changed:
         return replace(pair, problem="no sample changed")
+    title = f"A {pair.first} · B {pair.second} · split {pair.split}\nrule: largest change of {pair.sample_score}"
     try:
-        figure = _changed_sheet(pair, first, second)
+        figure = first.draw(second, pair.split, pair.changed, title=title)
     except (RunError, DataError) as error:
         return replace(pair, problem=str(error))
     with atomic_path(target) as path:
@@ -245,37 +235,17 @@ def _draw(pair: Pair, first: Samples, second: Samples, target: Path) -> Pair:
     return replace(pair, pictures=str(target))
 
 
-def _changed_sheet(pair: Pair, first: Samples, second: Samples) -> Figure:
-    (ours, colours), (theirs, _) = (_examples(pair, samples) for samples in (first, second))
-    rows = [PairExample(**vars(a), other=b.prediction) for a, b in zip(ours, theirs, strict=True)]
-    title = f"A {pair.first} · B {pair.second} · split {pair.split}\nrule: largest change of the sample's mean IoU"
-    return contact_sheet(rows, names=first.classes, colours=colours, title=title)
-
-
-def _examples(pair: Pair, samples: Samples) -> tuple[list[Example], NDArray[np.uint8]]:
-    """The changed samples with one run's predictions, and the classes' colours."""
-    from visionsft.training.loading import load_run  # its modules use this package's metrics
-
-    loaded = load_run(samples.run, samples.run.scores(pair.split)["checkpoint"]["name"])
-    loaded.data.setup("test")
-    dataset = cast(Dataset[Sample], loaded.data.evaluation_loader(pair.split).dataset)
-    examples = []
-    for change in pair.changed:
-        sample = dataset[samples.positions[samples.ids.index(change.name)]]
-        if sample["item"].id != change.name:
-            raise RunError(f"{loaded.data.root}: has changed since {samples.run.path} was evaluated")
-        prediction = predict_classes(infer(loaded, sample["image"][None]))[0].cpu().numpy()
-        examples.append(make_example(loaded.data, sample, prediction, _change_line(change).strip()))
-    return examples, loaded.data.classes.colours
-
-
 def _write(pairs: Sequence[Pair], folder: Path) -> None:
     write_text(folder / "table.txt", table(pairs) + "\n")
-    report = {"method": METHOD, "permutations": PERMUTATIONS, "pairs": [asdict(pair) for pair in pairs]}
+    report = {"method": _method(pairs), "permutations": pairs[0].permutations, "pairs": list(map(asdict, pairs))}
     text = json.dumps(without_nan(report), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / "compare.json", text + "\n")
 
 
 def table(pairs: Sequence[Pair]) -> str:
     """All pairs, and what the numbers mean."""
-    return "\n\n".join([*(pair.table() for pair in pairs), textwrap.fill(METHOD, 100)])
+    return "\n\n".join([*(pair.table() for pair in pairs), textwrap.fill(_method(pairs), 100)])
+
+
+def _method(pairs: Sequence[Pair]) -> str:
+    return METHOD.format(permutations=pairs[0].permutations)

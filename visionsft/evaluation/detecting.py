@@ -25,6 +25,7 @@ from datamodules.detection import DetectionDataModule
 from datamodules.scenes import SceneReader
 from visionsft.config import DetectionConfig
 from visionsft.evaluation.answers import RegionSource
+from visionsft.evaluation.box_gallery import write_box_gallery
 from visionsft.evaluation.counts import mean_value
 from visionsft.evaluation.detection_counts import DetectionCounts, save_detection_counts
 from visionsft.evaluation.detection_errors import DetectionErrors, break_down_errors
@@ -83,7 +84,8 @@ class DetectionEvaluation:
     """Of the outlines, where objects have them."""
     mask_intervals: DetectionIntervals | None
     folder: Path
-    """Where scores.json, table.txt, per_image_boxes.npz, curves.png, false_alarms.png and misses.png are."""
+    """Where scores.json, table.txt, per_image_boxes.npz, curves.png, false_alarms.png, misses.png and
+    gallery/ are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
     slices: Slices | None = None
@@ -271,6 +273,7 @@ def _write(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoin
         ("misses", misses, f"the largest missed objects (score below {FOUND_SCORE} or IoU below {FOUND_IOU})"),
     ):
         save_figure(_sheet(evaluation, data, mistakes, title), folder / f"{name}.png")
+    write_box_gallery(folder / "gallery", evaluation.counts, data, score=evaluation.scores.score)
     write_text(
         folder / "scores.json",
         json.dumps(_report(evaluation, data, checkpoint), indent=2, ensure_ascii=False, allow_nan=False) + "\n",

@@ -84,6 +84,12 @@ class DetectionCounts:
         if masks is not None:
             self.masks.append(masks)
 
+    def extend(self, other: DetectionCounts) -> None:
+        """Take in the images of others, of the same classes."""
+        self.items += other.items
+        self.sizes += other.sizes
+        self.boxes += other.boxes
+
     @property
     def groups(self) -> list[str]:
         """N names of scenes or drives."""

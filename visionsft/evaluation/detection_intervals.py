@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,20 +88,22 @@ def bootstrap_detections(
     masks: bool = False,
 ) -> DetectionIntervals:
     """Bootstrap by group; iou, score, max_detections and masks as in `score_detections`, whose numbers these are of."""
-    table = counts.table(masks=masks)
-    (matches,) = match_detections(table, max_detections=max_detections)
-    (given,) = match_detections(table, thresholds=(iou,), max_detections=max_detections)
     names, groups = np.unique(np.asarray(counts.names(unit), np.str_), return_inverse=True)
-    objects = _sum_groups(matches.positives, groups, len(names))
-    found = _sum_groups(_found(given, table, score), groups, len(names))
-    draws = _draw(matches, groups, (found, objects), resamples=resamples, seed=seed)
-    precisions, share = average_precisions(matches), ratio(found.sum(axis=0), objects.sum(axis=0))
-    estimates = {
-        "map": mean(precisions),
-        "ap50": mean(precisions[matches.threshold(0.5)]),
-        "recall": float(ratio(found.sum(), objects.sum())),
-    }
-    metrics, note = _total_intervals(draws.totals, estimates, objects.sum(axis=1), unit=unit, level=level)
+    sums = GroupDetections.of(
+        counts,
+        groups,
+        scores=np.full(len(counts), score),
+        iou=iou,
+        max_detections=max_detections,
+        masks=masks,
+    )
+    rng = np.random.default_rng(seed)
+    steps = [min(_CHUNK, resamples - start) for start in range(0, resamples, _CHUNK)]
+    drawn = [sums.scores_of(draw_weights(rng, rows, len(names))) for rows in steps]
+    (totals, classes), estimates = _join(drawn), sums.exact()
+    objects = sums.margins[:, 1]
+    told = {metric: estimates[0][metric] for metric in ("map", "ap50", "recall")}
+    metrics, note = _total_intervals(totals, told, objects.sum(axis=1), unit=unit, level=level)
     return DetectionIntervals(
         level=level,
         resamples=resamples,
@@ -111,8 +114,8 @@ def bootstrap_detections(
         note=note,
         metrics=metrics,
         per_class=_class_intervals(
-            draws.classes,
-            {"ap50": precisions[matches.threshold(0.5)], "recall": share},
+            classes,
+            {metric: estimates[1][metric] for metric in ("ap50", "recall")},
             objects,
             counts.classes,
             unit=unit,
@@ -121,65 +124,107 @@ def bootstrap_detections(
     )
 
 
+# ------------------------------------------------------------------------------------------------- drawing
+
+
+Drawn = tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]
+"""(R,) each of the metrics over all classes, map, ap50, recall, precision and f1; (R, K) each of a class's, all but
+map."""
+
+
+@dataclass(frozen=True)
+class GroupDetections:
+    """What G groups add to the scores of a split: to the curves of its classes, and to the counts at one score."""
+
+    matches: Matches
+    curves: dict[tuple[int, int], DrawnCurve]
+    """By place in `DRAWN_IOUS` and class, of the classes in truth."""
+    margins: NDArray[np.int64]
+    """(G, 3, K): objects found, all objects and all detections, from the given score and IoU on."""
+
+    @classmethod
+    def of(
+        cls,
+        counts: DetectionCounts,
+        groups: NDArray[np.intp],
+        *,
+        scores: NDArray[np.float64],
+        iou: float,
+        max_detections: int | None = None,
+        masks: bool = False,
+    ) -> GroupDetections:
+        """groups, scores: (I,) each image's group, and from which score on its detections count."""
+        table, count = counts.table(masks=masks), int(groups.max(initial=-1)) + 1
+        (matches,) = match_detections(table, max_detections=max_detections)
+        (given,) = match_detections(table, thresholds=(iou,), max_detections=max_detections)
+        present = np.flatnonzero(matches.positives.sum(axis=0)).tolist()
+        levels = [matches.threshold(each) for each in DRAWN_IOUS]
+        curves = {
+            (place, k): DrawnCurve.of(matches, t, k, groups, count)
+            for place, t in enumerate(levels)
+            for k in present
+        }
+        margins = image_margins(given, table, scores)
+        return cls(matches, curves, _sum_groups(margins, groups, count))
+
+    def exact(self) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+        """The metrics of all groups together, with every point of every curve: () each and (K,) each."""
+        precisions = average_precisions(self.matches)
+        ap50 = precisions[self.matches.threshold(0.5)]
+        margins = self.margins.sum(axis=0)
+        pooled = {name: float(value) for name, value in shares(*margins.sum(axis=-1)).items()}
+        return {"map": mean(precisions), "ap50": mean(ap50), **pooled}, {"ap50": ap50, **shares(*margins)}
+
+    def scores_of(self, weights: NDArray[np.float64]) -> Drawn:
+        """The metrics of R draws, in which each group counts so often: weights (R, G)."""
+        count = len(self.margins)
+        drawn = (weights @ self.margins.reshape(count, -1)).reshape(len(weights), *self.margins.shape[1:])
+        parts = np.moveaxis(drawn, 1, 0)
+        objects = drawn[:, 1]
+        precisions = np.full((len(DRAWN_IOUS), *objects.shape), np.nan)
+        for (place, k), curve in self.curves.items():
+            precisions[place, :, k] = curve.average_precision(weights, objects[:, k])
+        ap50 = precisions[0]
+        totals = {"map": _row_means(precisions.mean(axis=0)), "ap50": _row_means(ap50)}
+        return totals | shares(*parts.sum(axis=-1)), {"ap50": ap50, **shares(*parts)}
+
+
+def image_margins(matches: Matches, table: BoxTable, scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(I, 3, K) objects found, objects, and detections of at least the image's score (I,), at the matches' only IoU."""
+    certain = matches.scores >= scores.astype(np.float32)[matches.image]
+    rows = (matches.hits[0] & certain, ~matches.ignored[0] & certain)
+    found, taken = (
+        count_labels(matches.image[row], matches.labels[row], images=table.images, classes=table.classes)
+        for row in rows
+    )
+    return np.stack([found, matches.positives, taken], axis=1)
+
+
 def _sum_groups(values: NDArray[np.int64], groups: NDArray[np.intp], count: int) -> NDArray[np.int64]:
-    """Add up images by group: (I, K) and the group's index of each (I,) -> (G, K)."""
-    sums = np.zeros((count, values.shape[1]), np.int64)
+    """Add up images by group: (I, ...) and the group's index of each (I,) -> (G, ...)."""
+    sums = np.zeros((count, *values.shape[1:]), np.int64)
     np.add.at(sums, groups, values)
     return sums
 
 
-def _found(matches: Matches, table: BoxTable, score: float) -> NDArray[np.int64]:
-    """(I, K) objects that a detection of at least this score finds, at the only threshold of the matches."""
-    rows = matches.hits[0] & (matches.scores >= np.float32(score))
-    return count_labels(matches.image[rows], matches.labels[rows], images=table.images, classes=table.classes)
+def shares(
+    right: NDArray[Any], objects: NDArray[Any], taken: NDArray[Any]
+) -> dict[str, NDArray[np.float64]]:
+    """Recall, precision and F1 of any shape."""
+    return {
+        "recall": ratio(right, objects),
+        "precision": ratio(right, taken),
+        "f1": ratio(2 * right, objects + taken),
+    }
 
 
-# ------------------------------------------------------------------------------------------------- drawing
-
-
-@dataclass(frozen=True)
-class _Draws:
-    """The metrics of R draws."""
-
-    totals: dict[str, NDArray[np.float64]]
-    """(R,) each."""
-    classes: dict[str, NDArray[np.float64]]
-    """(R, K) each."""
-
-
-def _draw(
-    matches: Matches,
-    groups: NDArray[np.intp],
-    sums: tuple[NDArray[np.int64], NDArray[np.int64]],
-    *,
-    resamples: int,
-    seed: int,
-) -> _Draws:
-    """sums: found and all objects of G groups, (G, K) each."""
-    found, objects = sums
-    levels = [matches.threshold(iou) for iou in DRAWN_IOUS]
-    present = np.flatnonzero(objects.sum(axis=0)).tolist()
-    curves = {(t, k): DrawnCurve.of(matches, t, k, groups, len(objects)) for t in levels for k in present}
-    rng = np.random.default_rng(seed)
-    parts = []
-    for start in range(0, resamples, _CHUNK):
-        weights = draw_weights(rng, min(_CHUNK, resamples - start), len(objects))
-        drawn = weights @ objects
-        precisions = np.full((len(levels), *drawn.shape), np.nan)
-        for (t, k), curve in curves.items():
-            precisions[levels.index(t), :, k] = curve.average_precision(weights, drawn[:, k])
-        parts.append((precisions, weights @ found, drawn))
-    precisions = np.concatenate([part[0] for part in parts], axis=1)
-    hits, drawn = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
-    ap50 = precisions[0]
-    return _Draws(
-        {
-            "map": _row_means(precisions.mean(axis=0)),
-            "ap50": _row_means(ap50),
-            "recall": ratio(hits.sum(axis=1), drawn.sum(axis=1)),
-        },
-        {"ap50": ap50, "recall": ratio(hits, drawn)},
+def _join(drawn: Sequence[Drawn]) -> Drawn:
+    """One after the other."""
+    totals, classes = (
+        {name: np.concatenate([part[kind][name] for part in drawn]) for name in drawn[0][kind]}
+        for kind in (0, 1)
     )
+    return totals, classes
 
 
 def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:

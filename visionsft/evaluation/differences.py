@@ -13,27 +13,32 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visionsft.evaluation.intervals import FEW_GROUPS, effective_groups, group_sums, interval, resample
-from visionsft.evaluation.metrics import class_scores, marginal_counts, total_scores
-from visionsft.evaluation.samples import Samples
+from visionsft.evaluation.intervals import (
+    FEW_GROUPS,
+    RESAMPLES,
+    SEED,
+    draw_weights,
+    effective_groups,
+    interval,
+)
+from visionsft.evaluation.paired import PERMUTATIONS, Metric, Samples, Scorer, Scores
 
-PERMUTATIONS = 9999
 _TIE = 1e-12
 """Differences below are rounding."""
 _CHUNK = 500
-"""Permutations that are held at once."""
+"""Draws that are held at once."""
 
 METHOD = (
     "B - A: the second run minus the first. Interval: 95 %, paired bootstrap of whole groups. p: two-sided paired "
     "permutation test, in which the runs exchange their predictions on whole groups (in all ways, or in "
-    f"{PERMUTATIONS:,} drawn at random); p_holm: corrected (Holm 1979) within each metric, over its classes and over "
+    "{permutations:,} drawn at random); p_holm: corrected (Holm 1979) within each metric, over its classes and over "
     "all runs that are compared with the first"
 )
+"""With the number of permutations left open."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +59,18 @@ class Difference:
     p_holm: float = math.nan
 
 
-Scores = dict[str, NDArray[np.float64]]
-
-
 def differences(first: Samples, second: Samples) -> tuple[Difference, ...]:
     """Every metric of two comparable runs, over all classes and class by class."""
-    sums = [group_sums(marginal_counts(each.confusions), each.groups)[1] for each in (first, second)]
-    estimates = [_score(each.sum(axis=0)) for each in sums]
-    drawn = _subtract(*(_score(resample(each)) for each in sums))
+    score, truth = first.scorer(second), first.weights()
+    estimates = first.estimates(), second.estimates()
     found = _subtract(*estimates)
-    ends = _ends(drawn, found, truth=sums[0][:, 1])
-    p = permutation_test(*sums)
+    ends = _ends(_draw(score, len(truth)), found, truth=truth)
+    p = permutation_test(score, len(truth), permutations=first.permutations)
     rows = []
-    for metric, values in found.items():
-        names = (None,) if values.ndim == 0 else first.classes
-        columns = [estimates[0][metric], estimates[1][metric], values, *ends[metric], p[metric]]
+    for key, values in found.items():
+        metric, by_class = key
+        names = first.classes if by_class else (None,)
+        columns = [estimates[0][key], estimates[1][key], values, *ends[key], p[key]]
         numbers = np.stack(columns, axis=-1).reshape(-1, 6).tolist()
         for name, (one, other, gap, low, high, chance) in zip(names, numbers, strict=True):
             pair = None if math.isnan(low) else (low, high)
@@ -76,20 +78,30 @@ def differences(first: Samples, second: Samples) -> tuple[Difference, ...]:
     return tuple(rows)
 
 
-def _score(margins: NDArray[Any]) -> Scores:
-    """Marginal counts (..., 3, K) -> the totals (...) and class metrics (..., K) by name."""
-    return total_scores(margins) | class_scores(margins)
-
-
 def _subtract(first: Scores, second: Scores) -> Scores:
     return {metric: second[metric] - first[metric] for metric in first}
 
 
+def _both(score: Scorer, first: NDArray[np.float64], second: NDArray[np.float64]) -> Scores:
+    """Differences between two draws (R, 2 G) each: (R,) and (R, K)."""
+    return _subtract(score(first), score(second))
+
+
+def _draw(score: Scorer, groups: int) -> Scores:
+    """The differences of resampled groups, the same ones of both runs."""
+    rng, parts = np.random.default_rng(SEED), []
+    for start in range(0, RESAMPLES, _CHUNK):
+        weights = draw_weights(rng, min(_CHUNK, RESAMPLES - start), groups)
+        none = np.zeros_like(weights)
+        parts.append(_both(score, np.hstack([weights, none]), np.hstack([none, weights])))
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
 def _ends(
     drawn: Scores, found: Scores, *, truth: NDArray[np.int64]
-) -> dict[str, tuple[NDArray[np.float64], ...]]:
-    """Intervals of the differences; nan with too few groups. truth: (G, K) pixels."""
-    ends: dict[str, tuple[NDArray[np.float64], ...]] = {}
+) -> dict[Metric, tuple[NDArray[np.float64], ...]]:
+    """Intervals of the differences; nan with too few groups. truth: (G, K) of what the labels have."""
+    ends: dict[Metric, tuple[NDArray[np.float64], ...]] = {}
     for metric, values in found.items():
         weights = truth if values.ndim else truth.sum(axis=1)
         enough = (weights > 0).sum(axis=0) >= FEW_GROUPS
@@ -98,37 +110,36 @@ def _ends(
     return ends
 
 
-def permutation_test(first: NDArray[np.int64], second: NDArray[np.int64]) -> Scores:
-    """p of each metric's difference: how often exchanging whole groups' counts (G, 3, K) gives as large a one."""
-    found = _subtract(_score(first.sum(axis=0)), _score(second.sum(axis=0)))
-    gaps = (second - first).reshape(len(first), -1).astype(np.float64)
-    totals = [each.sum(axis=0).astype(np.float64) for each in (first, second)]
-    extreme = {metric: np.zeros(values.shape) for metric, values in found.items()}
+def permutation_test(score: Scorer, groups: int, *, permutations: int = PERMUTATIONS) -> Scores:
+    """p of each metric's difference: how often exchanging whole groups gives as large a one."""
+    found: Scores = {}
+    extreme: Scores = {}
     count = 0
-    for exchanged in _exchanges(len(first)):
-        moved = (exchanged @ gaps).reshape(-1, *totals[0].shape)
-        chance = _subtract(_score(totals[0] + moved), _score(totals[1] - moved))
+    for exchanged in _exchanges(groups, permutations):
+        kept = 1 - exchanged
+        chance = _both(score, np.hstack([kept, exchanged]), np.hstack([exchanged, kept]))
+        if not found:  # the first row exchanges nothing
+            found = {metric: values[0] for metric, values in chance.items()}
         for metric, values in found.items():
             below = np.abs(chance[metric]) < np.abs(values) - _TIE  # False for nan
-            extreme[metric] += (~below).sum(axis=0)
+            extreme[metric] = extreme.get(metric, np.zeros(values.shape)) + (~below).sum(axis=0)
         count += len(exchanged)
-    return {
-        metric: np.where(np.isnan(found[metric]), np.nan, hits / count) for metric, hits in extreme.items()
-    }
+    return {metric: np.where(np.isnan(found[metric]), np.nan, hits / count) for metric, hits in extreme.items()}
 
 
-def _exchanges(groups: int) -> Iterator[NDArray[np.float64]]:
+def _exchanges(groups: int, permutations: int) -> Iterator[NDArray[np.float64]]:
     """Which groups to exchange, (R, G) of 0 and 1 at a time: all ways if they are few, else drawn at random.
 
     The first row exchanges nothing: the observed case counts as one of the permutations.
     """
-    if 2**groups <= PERMUTATIONS:
-        yield np.array(list(product((0.0, 1.0), repeat=groups)))
+    if 2**groups <= permutations:
+        ways = np.array(list(product((0.0, 1.0), repeat=groups)))
+        yield from np.array_split(ways, -(-len(ways) // _CHUNK))
         return
     rng = np.random.default_rng(0)
     yield np.zeros((1, groups))
-    for start in range(0, PERMUTATIONS, _CHUNK):
-        rows = min(_CHUNK, PERMUTATIONS - start)
+    for start in range(0, permutations, _CHUNK):
+        rows = min(_CHUNK, permutations - start)
         yield rng.integers(0, 2, (rows, groups)).astype(np.float64)
 
 

@@ -7,15 +7,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from visionsft.errors import RunError
-from visionsft.evaluation.metrics import SegmentationScores, summarise
+from visionsft.evaluation.paired import Samples
+from visionsft.evaluation.samples import read_samples
 from visionsft.runs import Run, flatten
 
 _PART = re.compile(r"(?P<name>.+?)\s+(?P<parameters>[\d,]+)\s+(?P<trainable>[\d,]+)(?:\s+(?P<rate>\S+))?")
@@ -31,16 +28,6 @@ class Part:
     trainable: int
     rate: str
     """Learning rate at the start, or 'frozen'."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The evaluated samples, in the loader's order."""
-
-    ids: tuple[str, ...]
-    groups: tuple[str, ...]
-    confusions: NDArray[np.int64]
-    """(N, K, K), rows = truth."""
 
 
 @dataclass(frozen=True)
@@ -80,24 +67,15 @@ class Facts:
     def classes(self) -> tuple[str, ...]:
         return tuple(self.scores["classes"])
 
-    @cached_property
-    def confusion(self) -> NDArray[np.int64]:
-        """(K, K) over the whole split, rows = truth."""
-        return self.samples.confusions.sum(axis=0)
-
-    def group_scores(self) -> dict[str, SegmentationScores]:
-        """Scores of each scene or drive by itself."""
-        of = np.array(self.samples.groups)
-        return {
-            group: summarise(self.samples.confusions[of == group].sum(axis=0), self.classes)
-            for group in dict.fromkeys(self.samples.groups)
-        }
+    @property
+    def task(self) -> str:
+        """The kind of its task."""
+        return str(json.loads(self.settings["task.kind"]))
 
 
 def read_facts(run: Run | str | Path, *, split: str = "test") -> Facts:
     """Read a run folder that has been evaluated on `split`."""
     run = run if isinstance(run, Run) else Run.open(run)
-    run.require_segmentation("the report")
     folder = run.path / "evaluation" / split
     if not (folder / "scores.json").is_file():
         raise RunError(_say_unevaluated(run, split))
@@ -112,7 +90,7 @@ def read_facts(run: Run | str | Path, *, split: str = "test") -> Facts:
         metrics=_read_metrics(run.path / "metrics.csv"),
         finished=_read(run.path / "finished.json"),
         scores=_need(folder / "scores.json"),
-        samples=_read_samples(folder / "per_sample.npz"),
+        samples=read_samples(run, split),
         gates=_read(folder / "gates.json"),
         robustness=_read(folder / "robustness.json"),
         thresholds=_read(run.path / "thresholds.json"),
@@ -166,11 +144,3 @@ def _read_metrics(path: Path) -> tuple[dict[str, float | None], ...]:
 def _lines(path: Path) -> list[str]:
     """Lines of a file that training writes; none if it was cut short before."""
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-
-def _read_samples(path: Path) -> Samples:
-    if not path.is_file():
-        raise RunError(f"{path}: is missing; `visionsft evaluate` writes it beside scores.json")
-    with np.load(path) as arrays:
-        ids, groups = (tuple(arrays[name].tolist()) for name in ("ids", "groups"))
-        return Samples(ids, groups, arrays["confusions"])

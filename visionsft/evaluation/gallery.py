@@ -56,9 +56,17 @@ def write_gallery(
             {"id": item.id, "group": item.group, "width": width, "height": height}
             | {"files": files, **describe_sample(confusion, names)}
         )
-    palette = {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in zip(names, colours, strict=True)}
-    index = {"rule": RULE, "colours": palette, "samples": entries}
-    write_text(folder / "index.json", json.dumps(index, indent=1, ensure_ascii=False) + "\n")
+    write_index(folder, {"rule": RULE, "colours": palette(names, colours), "samples": entries})
+
+
+def palette(names: Sequence[str], colours: NDArray[np.uint8]) -> dict[str, str]:
+    """(K, 3) uint8 -> '#rrggbb' by name."""
+    return {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in zip(names, colours, strict=True)}
+
+
+def write_index(folder: Path, index: dict[str, Any]) -> None:
+    """After the pictures, for which it stands."""
+    write_text(folder / "index.json", json.dumps(index, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def describe_sample(confusion: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:
@@ -91,11 +99,12 @@ def _write_pictures(folder: Path, stem: str, example: Example, colours: NDArray[
     }
     files = {layer: f"{stem}-{layer}.{'jpg' if layer == 'image' else 'png'}" for layer in LAYERS}
     for layer, name in files.items():
-        _save(pictures[layer], folder / name, smooth=layer == "image")
+        save_picture(pictures[layer], folder / name, smooth=layer == "image")
     return files
 
 
-def _save(picture: Rgb, target: Path, *, smooth: bool) -> None:
+def save_picture(picture: Rgb, target: Path, *, smooth: bool = True) -> None:
+    """Write a photograph (smooth) or a map, reduced if it is large."""
     image = Image.fromarray(picture)
     scale = _LONGEST / max(image.size)
     if scale < 1:

@@ -102,77 +102,90 @@ def label_intervals(
     note = too_few(len(sizes), float(effective), unit, counted="images")
     if note:
         return LabelIntervals(unit, len(sizes), note, {}, {})
+    sums = LabelSums.of(probabilities, truth, decided, owners, single=thresholds is None)
+    estimates, class_estimates = sums.scores_of(np.ones((1, len(sizes))))
     draws = draw_weights(np.random.default_rng(SEED), RESAMPLES, len(sizes))
-    margins, hits = label_counts(decided, truth), _hits(probabilities, truth, decided, thresholds)
-    precisions = _draw_precisions(probabilities, truth, draws, owners)
-    estimates = _scores(np.ones((1, len(sizes))), margins, hits, owners)
-    values = _scores(draws, margins, hits, owners)
-    estimates["average_precision"] = class_average_precisions(probabilities, truth)[None]
-    estimates["mean_average_precision"] = mean_of_defined(estimates["average_precision"])
-    values |= {"average_precision": precisions, "mean_average_precision": mean_of_defined(precisions)}
+    values, class_values = sums.scores_of(draws)
     metrics = {
-        name: pair(*interval(values[name], estimates[name][0], groups=effective))
-        for name in estimates
-        if name not in _CLASS_METRICS
+        name: pair(*interval(values[name], estimates[name][0], groups=effective)) for name in estimates
     }
     return LabelIntervals(
-        unit, len(sizes), None, metrics, _of_classes(values, estimates, margins, owners, names)
+        unit, len(sizes), None, metrics, _of_classes(class_values, class_estimates, sums.margins, names)
     )
 
 
-def _hits(
-    probabilities: NDArray[Any],
-    truth: NDArray[np.bool_],
-    decided: NDArray[np.bool_],
-    thresholds: NDArray[Any] | None,
-) -> dict[str, NDArray[np.bool_]]:
-    """(N,) by metric that is a share of images."""
-    top = top_hits(probabilities, truth) if thresholds is None else {}
-    return {"accuracy": (decided == truth).all(axis=1), **{f"top_k.{k}": found for k, found in top.items()}}
+@dataclass(frozen=True)
+class LabelSums:
+    """What G groups add to the scores of a split."""
 
+    margins: NDArray[np.float64]
+    """(G, 3, K): images that are right, in truth and predicted, by class."""
+    hits: dict[str, NDArray[np.float64]]
+    """(G,) images that are right by each metric that is a share of images."""
+    images: NDArray[np.int64]
+    """(G,)"""
+    probabilities: NDArray[Any]
+    """(N, K), for average precision, which has no sums."""
+    truth: NDArray[np.bool_]
+    """(N, K)"""
+    owners: NDArray[np.intp]
+    """(N,) the group of each image."""
 
-def _scores(
-    weights: NDArray[np.float64],
-    margins: NDArray[np.int64],
-    hits: dict[str, NDArray[np.bool_]],
-    owners: NDArray[np.intp],
-) -> dict[str, NDArray[np.float64]]:
-    """(R,) or (R, K) by metric, of R draws: weights (R, G) of the groups, margins (N, 3, K), owners (N,)."""
-    count = weights.shape[1]
-    sums = np.zeros((count, *margins.shape[1:]))
-    np.add.at(sums, owners, margins)
-    drawn = (weights @ sums.reshape(count, -1)).reshape(len(weights), *sums.shape[1:])
-    images = weights @ np.bincount(owners, minlength=count)
-    shares = {name: weights @ np.bincount(owners, found, count) / images for name, found in hits.items()}
-    classes = {name: value for name, value in class_scores(drawn).items() if name in _CLASS_METRICS}
-    means = {"macro_f1": mean_of_defined(classes["f1"]), "mean_recall": mean_of_defined(classes["recall"])}
-    return {**shares, **means, **classes}
+    @classmethod
+    def of(
+        cls,
+        probabilities: NDArray[Any],
+        truth: NDArray[np.bool_],
+        decided: NDArray[np.bool_],
+        owners: NDArray[np.intp],
+        *,
+        single: bool,
+    ) -> LabelSums:
+        """(N, K) each, owners (N,); single: an image has one class, so that the most probable ones have a rank."""
+        count = int(owners.max()) + 1
+        margins = np.zeros((count, 3, truth.shape[1]))
+        np.add.at(margins, owners, label_counts(decided, truth))
+        top = top_hits(probabilities, truth) if single else {}
+        hits = {"accuracy": (decided == truth).all(axis=1), **{f"top_k.{k}": found for k, found in top.items()}}
+        sums = {name: np.bincount(owners, found, count).astype(np.float64) for name, found in hits.items()}
+        return cls(margins, sums, np.bincount(owners, minlength=count), probabilities, truth, owners)
 
+    def scores_of(
+        self, weights: NDArray[np.float64]
+    ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+        """(R,) each of the metrics over all classes and (R, K) of a class's, of R draws: weights (R, G)."""
+        count = len(self.images)
+        drawn = (weights @ self.margins.reshape(count, -1)).reshape(len(weights), *self.margins.shape[1:])
+        images = weights @ self.images
+        shares = {name: weights @ found / images for name, found in self.hits.items()}
+        classes = {name: value for name, value in class_scores(drawn).items() if name in _CLASS_METRICS}
+        classes["average_precision"] = self._precisions(weights)
+        means = {
+            "macro_f1": mean_of_defined(classes["f1"]),
+            "mean_recall": mean_of_defined(classes["recall"]),
+            "mean_average_precision": mean_of_defined(classes["average_precision"]),
+        }
+        return {**shares, **means}, classes
 
-def _draw_precisions(
-    probabilities: NDArray[Any],
-    truth: NDArray[np.bool_],
-    draws: NDArray[np.float64],
-    owners: NDArray[np.intp],
-) -> NDArray[np.float64]:
-    """(R, K) average precision of each draw (R, G)."""
-    step = max(1, _CHUNK // len(owners))
-    parts = [
-        class_average_precisions(probabilities, truth, draws[start : start + step, owners])
-        for start in range(0, len(draws), step)
-    ]
-    return np.concatenate(parts)
+    def _precisions(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(R, K) average precision."""
+        step = max(1, _CHUNK // len(self.owners))
+        parts = [
+            class_average_precisions(
+                self.probabilities, self.truth, weights[start : start + step, self.owners]
+            )
+            for start in range(0, len(weights), step)
+        ]
+        return np.concatenate(parts)
 
 
 def _of_classes(
     values: dict[str, NDArray[np.float64]],
     estimates: dict[str, NDArray[np.float64]],
-    margins: NDArray[np.int64],
-    owners: NDArray[np.intp],
+    sums: NDArray[np.float64],
     names: Sequence[str],
 ) -> dict[str, dict[str, Ends | None]]:
-    sums = np.zeros((owners.max() + 1, *margins.shape[1:]))
-    np.add.at(sums, owners, margins)
+    """sums: (G, 3, K)."""
     wholes = {name: whole for name, (_, whole) in class_fractions(sums).items()}
     wholes["average_precision"] = sums[:, 1]
     ends = {

@@ -9,13 +9,14 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from visionsft.evaluation.facts import Facts
-from visionsft.evaluation.summary import METRICS, intervals_of, mistakes, words
+from visionsft.evaluation.page import Page
+from visionsft.evaluation.summary import words
 
 
-def model_card(facts: Facts) -> str:
+def model_card(page: Page) -> str:
     """The text of model_card.md: https://huggingface.co/docs/hub/model-cards."""
-    head = yaml.safe_dump(_head(facts), sort_keys=False, allow_unicode=True)
+    facts = page.facts
+    head = yaml.safe_dump(_head(page), sort_keys=False, allow_unicode=True)
     environment = Environment(
         loader=PackageLoader("visionsft.evaluation"),
         autoescape=False,  # Markdown is no HTML: `_plain` escapes what comes from outside
@@ -25,40 +26,38 @@ def model_card(facts: Facts) -> str:
         finalize=_plain,
     )
     environment.filters["words"] = words
-    page = environment.get_template("model_card.md").render(
+    text = environment.get_template("model_card.md").render(
+        page=page,
         facts=facts,
-        scores=facts.scores["scores"],
-        intervals=intervals_of(facts),
-        metrics=METRICS,
-        mistakes=mistakes(facts)[:5],
+        scores=page.scores,
         trainable=sum(part.trainable for part in facts.parts),
         parameters=sum(part.parameters for part in facts.parts),
     )
-    return f"---\n{head}---\n\n{page}"
+    return f"---\n{head}---\n\n{text}"
 
 
-def _head(facts: Facts) -> dict[str, Any]:
+def _head(page: Page) -> dict[str, Any]:
+    facts = page.facts
     kind, backbone, weights, task = (
         json.loads(facts.settings.get(key, "null"))
         for key in ("data.kind", "backbone.name", "backbone.weights", "task.kind")
     )
-    scores = facts.scores["scores"]
     dataset = {"name": PurePath(facts.data["root"]).name, "type": kind, "split": facts.split}
     result = {
-        "task": {"type": "image-segmentation"},
+        "task": {"type": page.pipeline},
         "dataset": dataset,
         "metrics": [
-            {"type": name, "value": scores[name], "name": words(name)}
-            for name in METRICS
-            if scores[name] is not None
+            {"type": name, "value": page.value(name), "name": words(name)}
+            for name in page.metrics
+            if page.value(name) is not None
         ],
     }
     return {
         "license": "other",
         "license_name": "not-stated",  # that of weights and data is the owner's to say
         "library_name": "visionsft",
-        "pipeline_tag": "image-segmentation",
-        "tags": ["image-segmentation", "timm", str(backbone), str(kind), str(task), f"weights:{weights}"],
+        "pipeline_tag": page.pipeline,
+        "tags": [page.pipeline, "timm", str(backbone), str(kind), str(task), f"weights:{weights}"],
         "datasets": [dataset["name"]],
         "model-index": [{"name": facts.name, "results": [result]}],
     }

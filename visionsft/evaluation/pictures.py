@@ -291,16 +291,19 @@ def contact_sheet(
     return figure
 
 
-def picture_sheet(pictures: Sequence[tuple[str, Rgb]], *, title: str, columns: int = 4) -> Figure:
-    """Pictures of any sizes in rows, each below its caption, whose lines are shortened to fit."""
-    side, caption, heading = 2.6, 0.5, 0.3 + 0.17 * (title.count("\n") + 1)  # inches
+def picture_sheet(
+    pictures: Sequence[tuple[str, Rgb]], *, title: str, columns: int = 4, side: float = 2.6
+) -> Figure:
+    """Pictures of any sizes in rows, `side` inches wide, each below its caption, whose lines are shortened to fit."""
+    caption, heading = 0.5, 0.3 + 0.17 * (title.count("\n") + 1)  # inches
     rows = -(-len(pictures) // columns)
-    figure = Figure(figsize=(columns * side, rows * (side + caption) + heading), layout="constrained", dpi=110)
+    tallest = side * max((min(1.0, each.shape[0] / each.shape[1]) for _, each in pictures), default=1.0)
+    figure = Figure(figsize=(columns * side, rows * (tallest + caption) + heading), layout="constrained", dpi=110)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     for index, (text, picture) in enumerate(pictures):
         axes = figure.add_subplot(rows, columns, index + 1)
         axes.imshow(picture, interpolation="antialiased")
-        lines = [shorten(line, 40, placeholder="...") for line in text.splitlines()]
+        lines = [shorten(line, int(15 * side), placeholder="...") for line in text.split("\n")]
         axes.set_title("\n".join(lines).replace("$", r"\$"), fontsize=7, loc="left")
         axes.set_axis_off()
     return figure

@@ -9,53 +9,25 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import shlex
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from visionsft import plots
 from visionsft.errors import RunError
 from visionsft.evaluation.charts import inline_svg
 from visionsft.evaluation.facts import Facts, read_facts
-from visionsft.evaluation.metrics import mean_iou
 from visionsft.evaluation.modelcard import model_card
-from visionsft.evaluation.summary import intervals_of, mistakes, summary, words
+from visionsft.evaluation.page import SLICES_SHOWN, Page
+from visionsft.evaluation.pages import page_of
+from visionsft.evaluation.summary import summary, words
 from visionsft.files import write_text
 from visionsft.runs import Run
-
-PICTURE_BUDGET = 7_500_000
-"""Bytes of the gallery's pictures inside the page; with the rest it stays below 10 MB."""
-
-_GROUPS_SHOWN, _SLICES_SHOWN = 40, 200
-_SECTIONS = {
-    "intervals": ("how far the numbers may move", "visionsft evaluate {run} --split {split}"),
-    "slices": ("parts of the data", "visionsft evaluate {run} --split {split} --slice-by group"),
-    "calibration": ("confidence", "visionsft evaluate {run} --split {split}"),
-    "boundaries": ("edges and objects", "visionsft evaluate {run} --split {split} --boundaries"),
-    "area": ("areas on the ground", "visionsft evaluate {run} --split {split}, of georeferenced scenes"),
-    "efficiency": ("costs", "visionsft evaluate {run} --split {split} --efficiency"),
-}
-"""Keys of scores.json that may be missing: what they tell, and the command that stores them."""
-_FILES = {
-    "gates": ("requirements", "visionsft evaluate {run} --split {split} --gates"),
-    "robustness": ("worse conditions", "visionsft robustness {run} --split {split}"),
-    "thresholds": ("operating point", "visionsft thresholds {run} 'recall[CLASS] >= 0.9'"),
-}
-"""The same of files."""
-_CORE = frozenset(
-    {"run", "split", "warning", "checkpoint", "samples", "groups", "classes", "scores", "definitions", "confusion",
-     "data", "environment", "slices_note"}
-)  # fmt: skip
-"""Keys of every scores.json; what is in neither set is shown as it stands."""
 
 
 def report(
@@ -70,23 +42,26 @@ def report(
     out: the page; default ``<run>/report/index.html``, of two runs ``<run>/report/<run>-<other>.html``. The
     report of one run also writes ``model_card.md`` and ``report.json`` beside the page.
     """
-    facts = read_facts(run, split=split)
+    page = page_of(read_facts(run, split=split))
+    facts = page.facts
     if other is not None:
-        second = read_facts(other, split=split)
-        check_comparable(facts, second)
-        target = Path(out or facts.path / "report" / f"{facts.name}-{second.name}.html")
-        write_text(target, render_comparison(facts, second))
+        second = page_of(read_facts(other, split=split))
+        check_comparable(facts, second.facts)
+        target = Path(out or facts.path / "report" / f"{facts.name}-{second.facts.name}.html")
+        write_text(target, render_comparison(page, second))
         return target
     target = Path(out or facts.path / "report" / "index.html")
-    write_text(target.with_name("model_card.md"), model_card(facts))
-    write_text(target.with_name("report.json"), json.dumps(summary(facts), indent=2, ensure_ascii=False) + "\n")
-    write_text(target, render(facts))
+    write_text(target.with_name("model_card.md"), model_card(page))
+    write_text(target.with_name("report.json"), json.dumps(summary(page), indent=2, ensure_ascii=False) + "\n")
+    write_text(target, render(page))
     return target
 
 
 def check_comparable(first: Facts, second: Facts) -> None:
     """Two runs are laid side by side only where they were asked the same."""
     both = f"{first.path} and {second.path}"
+    if first.task != second.task:
+        raise RunError(f"{both}: have different tasks, {first.task} and {second.task}")
     if first.classes != second.classes:
         pairs = ((first, second), (second, first))
         only = [", ".join(name for name in a.classes if name not in b.classes) for a, b in pairs]
@@ -101,33 +76,32 @@ def check_comparable(first: Facts, second: Facts) -> None:
 # ------------------------------------------------------------------------------------------------- one run
 
 
-def render(facts: Facts) -> str:
+def render(page: Page) -> str:
     """The page of one run."""
-    samples = embed_gallery(facts)
-    wrong = mistakes(facts)
+    facts = page.facts
+    slices, ranked = page.slices(), page.ranked()
     return render_page(
-        "report.html",
+        page.template,
+        page=page,
         facts=facts,
         path=shlex.quote(str(facts.path)),
-        scores=facts.scores["scores"],
-        interval=intervals_of(facts),
-        classes=_class_rows(facts),
-        best=_ranked(facts)[:1],
-        weakest=_ranked(facts)[-1:],
-        mistakes=wrong[:8],
-        wrong_pixels=sum(each.pixels for each in wrong),
-        confusion=_confusion_rows(facts),
-        groups=_group_rows(facts),
-        slices=_worst_first(facts.scores.get("slices", ()))[:_SLICES_SHOWN],
-        charts=_charts(facts),
-        gallery=samples,
-        left_out=len((facts.gallery or {}).get("samples", ())) - len(samples),
+        scores=page.scores,
+        interval=page.intervals,
+        classes=page.classes(),
+        best=ranked[:1],
+        weakest=ranked[-1:],
+        groups=page.groups(),
+        slices=slices[:SLICES_SHOWN],
+        slices_in_all=len(slices),
+        charts=_charts(page),
+        gallery=page.gallery(),
         colours=(facts.gallery or {}).get("colours", {}),
         definitions=facts.scores["definitions"],
-        extras={key: value for key, value in facts.scores.items() if key not in _CORE | _SECTIONS.keys()},
-        missing=_missing(facts),
+        extras=page.extras(),
+        missing=_missing(page),
         commands=commands(facts),
         settings=_by_section(facts.settings),
+        **page.context(),
     )
 
 
@@ -143,51 +117,10 @@ def commands(facts: Facts) -> list[str]:
     ]
 
 
-def _missing(facts: Facts) -> list[tuple[str, str]]:
+def _missing(page: Page) -> list[tuple[str, str]]:
     """What could be told, but hasn't been measured, and the command that does."""
-    asked = [told for key, told in _SECTIONS.items() if not facts.scores.get(key)]
-    asked += [told for key, told in _FILES.items() if getattr(facts, key) is None]
-    run = shlex.quote(str(facts.path))
-    return [(what, command.format(run=run, split=facts.split)) for what, command in asked]
-
-
-def _class_rows(facts: Facts) -> list[dict[str, Any]]:
-    """A row a class: its scores, their intervals, and its share of the training labels."""
-    intervals = facts.scores.get("intervals", {}).get("per_class", {})
-    trained = facts.data["class_shares"]
-    return [
-        {**row, "interval": intervals.get(row["name"], {}), "trained": trained.get(row["name"])}
-        for row in facts.scores["scores"]["per_class"]
-    ]
-
-
-def _ranked(facts: Facts) -> list[dict[str, Any]]:
-    """The classes that have true pixels, best first."""
-    rows = [row for row in facts.scores["scores"]["per_class"] if row["pixels"]]
-    return sorted(rows, key=lambda row: -row["iou"])
-
-
-def _confusion_rows(facts: Facts) -> list[dict[str, Any]]:
-    """Rows of the matrix as (pixels, share of the row's pixels); None for a class without true pixels."""
-    rows = []
-    for name, counts in zip(facts.classes, facts.confusion.tolist(), strict=True):
-        total = sum(counts)
-        rows.append({"name": name, "cells": [(n, n / total) for n in counts] if total else None})
-    return rows
-
-
-def _group_rows(facts: Facts) -> list[dict[str, Any]]:
-    """Scores of each scene or drive, the worst first; nothing where each sample is its own group."""
-    sizes = Counter(facts.samples.groups)
-    if len(sizes) < 2 or max(sizes.values()) == 1:
-        return []
-    scored = {group: scores for group, scores in facts.group_scores().items() if scores.pixels}
-    worst = sorted(scored, key=lambda group: scored[group].mean_iou)[:_GROUPS_SHOWN]
-    return [{"name": group, "samples": sizes[group], "scores": scored[group]} for group in worst]
-
-
-def _worst_first(slices: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(slices, key=lambda row: math.inf if row["mean_iou"] is None else row["mean_iou"])
+    run = shlex.quote(str(page.facts.path))
+    return [(what, command.format(run=run, split=page.facts.split)) for what, command in page.missing()]
 
 
 def _by_section(settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
@@ -202,105 +135,53 @@ def _by_section(settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
 # ------------------------------------------------------------------------------------------------- charts
 
 
-def _charts(facts: Facts) -> dict[str, Markup]:
-    """The figures that the run folder has numbers for."""
-    drawn = chain(_training_figures(facts), _score_figures(facts))
-    return {name: inline_svg(figure, name=name, alt=alt) for name, figure, alt in drawn}
-
-
-def _training_figures(facts: Facts) -> Iterator[tuple[str, Figure, str]]:
-    """(name, figure, what it shows in words)"""
-    rows, epochs = facts.metrics, f"by epoch, {len(facts.metrics)} in all"
-    if rows:
-        yield "losses", plots.losses(rows), f"Line chart: loss {epochs}.{_last(facts, 'loss')}"
-    if any(row.get("val/mean_iou") is not None for row in rows):
-        alt = f"Line chart: validation scores {epochs}.{_last(facts, 'mean_iou')}"
-        yield "validation", plots.validation_scores(rows), alt
-    if outlines := facts.data.get("outlines"):
-        yield "map", plots.footprints(outlines), _say_map(outlines)
-
-
-def _score_figures(facts: Facts) -> Iterator[tuple[str, Figure, str]]:
-    """(name, figure, what it shows in words)"""
-    scores, table = facts.scores, "the table has its numbers"
-    yield "classes", plots.class_scores(scores), f"Dot chart: IoU and recall by class; {table}."
-    singles = mean_iou(facts.samples.confusions)
-    yield "singles", plots.sample_scores(singles), _say_singles(singles)
-    if slices := scores.get("slices"):
-        yield "slices", plots.slices(slices), f"Dot chart: mean IoU by slice; {table}."
-    if calibration := scores.get("calibration"):
-        alt = f"Reliability curve: accuracy by confidence; {table}."
-        yield "reliability", plots.reliability(calibration["bins"]), alt
-        bins, names = calibration["bins_per_class"], ", ".join(calibration["bins_per_class"])
-        yield "class_reliability", plots.class_reliability(bins), f"Small curves: reliability of {names}."
-        yield "precision_recall", plots.precision_recall(bins), f"Small curves: precision and recall of {names}."
-    if trimap := scores.get("boundaries", {}).get("trimap"):
-        yield "trimap", plots.trimap(trimap), f"Line chart: scores by distance to the true edge; {table}."
-
-
-def _last(facts: Facts, what: str) -> str:
-    """The last values of the columns of that name, in words."""
-    found = [
-        f" Last {key.replace('/', ' ').replace('_', ' ')}: {value:.3f}."
-        for key, value in facts.metrics[-1].items()
-        if key.endswith(f"/{what}") and value is not None
-    ]
-    return "".join(found)
-
-
-def _say_map(outlines: Sequence[Mapping[str, Any]]) -> str:
-    west, south, east, north = plots.bounds(outlines)
-    where = f"longitude {west:.3f} to {east:.3f}, latitude {south:.3f} to {north:.3f}"
-    return f"Map: outlines of {len(outlines)} scenes, coloured by split; {where} degrees."
-
-
-def _say_singles(scores: np.ndarray) -> str:
-    low, median, high = np.nanquantile(scores, (0.1, 0.5, 0.9))
-    return f"Histogram: mean IoU of single samples. Median {median:.3f}; 80 % of them from {low:.3f} to {high:.3f}."
-
-
-# ------------------------------------------------------------------------------------------------ gallery
-
-
-def embed_gallery(facts: Facts, *, budget: int = PICTURE_BUDGET) -> list[dict[str, Any]]:
-    """The gallery's samples with their pictures as data URIs, the worst first, as many as fit in `budget` bytes."""
-    samples: list[dict[str, Any]] = []
-    for entry in (facts.gallery or {}).get("samples", ()):
-        pictures = {layer: _data_uri(facts.folder / "gallery" / name) for layer, name in entry["files"].items()}
-        budget -= sum(map(len, pictures.values()))
-        if budget < 0:
-            break
-        known = {name: iou for name, iou in entry["iou"].items() if iou is not None}
-        samples.append({**entry, "pictures": pictures, "weakest": min(known, key=lambda name: known[name])})
-    return samples
-
-
-def _data_uri(path: Path) -> str:
-    kind = "jpeg" if path.suffix == ".jpg" else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _charts(page: Page, *, prefix: str = "") -> dict[str, Markup]:
+    """The figures that the run folder has numbers for; prefix: of their ids, where a page has two of each."""
+    return {name: inline_svg(figure, name=prefix + name, alt=alt) for name, figure, alt in page.figures()}
 
 
 # ---------------------------------------------------------------------------------------------- comparison
 
 
-def render_comparison(first: Facts, second: Facts) -> str:
+def render_comparison(first: Page, second: Page) -> str:
     """The page of two runs side by side."""
-    names = (first.name, second.name)
-    figure = plots.class_differences(first.scores, second.scores, names=names)
-    alt = f"Dot chart: IoU by class of {names[0]} and {names[1]}; the table has its numbers."
-    pairs = zip(_class_rows(first), _class_rows(second), strict=True)
+    pages, metric = (first, second), first.marked[0]
+    runs = [page.facts for page in pages]
+    names = (runs[0].name, runs[1].name)
+    figure = plots.class_differences(runs[0].scores, runs[1].scores, names=names, metric=metric)
+    alt = f"Dot chart: {words(metric)} by class of {names[0]} and {names[1]}; the table has its numbers."
+    pairs = zip(first.classes(), second.classes(), strict=True)
+    charts = [_charts(page, prefix=f"{letter}-") for letter, page in zip("ab", pages, strict=True)]
     return render_page(
-        "comparison.html",
-        runs=(first, second),
-        paths=shlex.join([str(first.path), str(second.path)]),
-        intervals=(intervals_of(first), intervals_of(second)),
+        first.comparison,
+        page=first,
+        pages=pages,
+        runs=runs,
+        paths=shlex.join([str(each.path) for each in runs]),
+        tested=read_tests(*runs),
         classes=[{"name": one["name"], "runs": (one, two)} for one, two in pairs],
         chart_svg=inline_svg(figure, name="differences", alt=alt),
-        settings=_differences(first.settings, second.settings),
-        origins=_differences(_origins(first), _origins(second)),
-        colours=(first.gallery or second.gallery or {}).get("colours", {}),
-        definitions=first.scores["definitions"],
+        charts=charts,
+        gallery=first.pair_gallery(second),
+        settings=_differences(runs[0].settings, runs[1].settings),
+        origins=_differences(_origins(runs[0]), _origins(runs[1])),
+        colours=(runs[0].gallery or runs[1].gallery or {}).get("colours", {}),
+        definitions=runs[0].scores["definitions"],
     )
+
+
+def read_tests(first: Facts, second: Facts) -> dict[str, dict[str, Any]]:
+    """What `compare` found of two runs: by 'metric' or 'metric[class]'; empty if they weren't compared."""
+    for path in sorted(first.folder.glob("compare-*/compare.json")):
+        for pair in json.loads(path.read_text(encoding="utf-8"))["pairs"]:
+            if [Path(pair[key]).resolve() for key in ("first", "second")] == [
+                each.path.resolve() for each in (first, second)
+            ]:
+                return {
+                    row["metric"] if row["of"] is None else f"{row['metric']}[{row['of']}]": row
+                    for row in pair["differences"]
+                }
+    return {}
 
 
 def _differences(first: Mapping[str, str], second: Mapping[str, str]) -> list[tuple[str, str, str]]:

@@ -3,81 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from visionsft.evaluation.page import Page
 
-from visionsft.evaluation.facts import Facts
-
-SCHEMA = 1
+SCHEMA = 2
 """Version of report.json; ``templates/report.schema.json`` describes it."""
 
-METRICS = ("mean_iou", "frequency_weighted_iou", "pixel_accuracy", "mean_recall")
+_WORDS = {"map": "mAP", "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ar": "average recall", "ece": "calibration error",
+          "fppi": "FPPI", "log_average_miss_rate": "log-average miss rate"}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """Pixels of one class that were taken for another."""
-
-    truth: str
-    prediction: str
-    pixels: int
-    of_truth: float
-    """Share of the true class's pixels."""
-    of_wrong: float
-    """Share of all wrong pixels."""
-
-
-def mistakes(facts: Facts) -> list[Mistake]:
-    """Every mistake between two classes, the most frequent first."""
-    confusion = facts.confusion
-    wrong = confusion * (1 - np.eye(len(confusion), dtype=np.int64))
-    total = int(wrong.sum())
-    order = np.argsort(-wrong, axis=None, kind="stable")[: int((wrong > 0).sum())]
-    pairs = [divmod(int(index), len(confusion)) for index in order]
-    return [
-        Mistake(
-            facts.classes[truth],
-            facts.classes[prediction],
-            pixels=int(wrong[truth, prediction]),
-            of_truth=wrong[truth, prediction] / confusion[truth].sum(),
-            of_wrong=wrong[truth, prediction] / total,
-        )
-        for truth, prediction in pairs
-    ]
-
-
-def intervals_of(facts: Facts) -> Mapping[str, list[float] | None]:
-    """Intervals of the split's metrics by name; empty if evaluation stored none."""
-    return facts.scores.get("intervals", {}).get("metrics", {})
-
-
-def summary(facts: Facts) -> dict[str, Any]:
+def summary(page: Page) -> dict[str, Any]:
     """The content of report.json."""
-    scores, intervals = facts.scores["scores"], intervals_of(facts)
-    definitions = facts.scores["definitions"]
-    per_class = facts.scores.get("intervals", {}).get("per_class", {})
+    facts = page.facts
+    per_class = (facts.scores.get("intervals") or {}).get("per_class") or {}
     metrics = {
-        name: {"value": scores[name], "interval": intervals.get(name), "definition": definitions[name]}
-        for name in METRICS
+        name: {
+            "value": page.value(name),
+            "interval": page.intervals.get(name),
+            "definition": page.definition(name),
+        }
+        for name in page.metrics
     }
     return {
         "schema": SCHEMA,
+        "task": facts.task,
         "run": facts.name,
         "split": facts.split,
         "warning": facts.scores["warning"],
         "checkpoint": facts.scores["checkpoint"],
-        "headline": {"metric": "mean_iou", **metrics["mean_iou"]},
+        "headline": {"metric": page.headline, **metrics[page.headline]},
         "metrics": metrics,
-        "interval_method": _interval_method(facts),
-        "classes": [{**row, "intervals": per_class.get(row["name"])} for row in scores["per_class"]],
+        "interval_method": _interval_method(facts.scores.get("intervals")),
+        "classes": [
+            {**row, "intervals": per_class.get(row["name"])} for row in facts.scores["scores"]["per_class"]
+        ],
         "samples": facts.scores["samples"],
         "groups": facts.scores["groups"],
-        "pixels": scores["pixels"],
+        "counted": {page.counted: sum(row[page.counted] for row in facts.scores["scores"]["per_class"])},
         "gates": facts.gates,
-        "data": {key: facts.data[key] for key in ("root", "samples", "groups", "class_shares", "warnings")}
-        | {"fingerprint": facts.scores["data"]["fingerprint"]},
+        "data": {
+            "fingerprint": facts.scores["data"]["fingerprint"],
+            **{key: facts.data[key] for key in ("root", "samples", "groups", "warnings")},
+            "class_shares": facts.data.get("class_shares") or {},
+        },
         "training": {
             "settings": dict(facts.settings),
             "finished": facts.finished,
@@ -91,14 +61,18 @@ def summary(facts: Facts) -> dict[str, Any]:
 
 def words(name: str) -> str:
     """A key of the files as a reader's words."""
+    if name in _WORDS:
+        return _WORDS[name]
+    if name.startswith("top_k."):
+        return f"top-{name.removeprefix('top_k.')} accuracy"
     return name.replace("_", " ").replace("iou", "IoU").replace("f1", "F1")
 
 
-def _interval_method(facts: Facts) -> dict[str, Any] | None:
-    intervals = facts.scores.get("intervals")
+def _interval_method(intervals: Mapping[str, Any] | None) -> dict[str, Any] | None:
     told = ("level", "resamples", "seed", "method", "unit", "groups", "note")
-    return intervals and {key: intervals[key] for key in told}
+    return {key: intervals[key] for key in told} if intervals else None
 
 
 def _without_files(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key not in ("files", "width", "height")}
+    """What a picture shows, without where it is and the boxes drawn on it."""
+    return {key: value for key, value in entry.items() if key not in ("files", "width", "height", "marks", "part")}

@@ -61,21 +61,26 @@ class LoadedRun:
 
         Not scanned: predicting new files needs none of the training's.
         """
-        card = self.run.read_json("data.json")
-        data = build.build_data(self.config)
-        if isinstance(data, ClassificationDataModule):
-            data.set_class_names(card["classes"])
-        if isinstance(data, CameraFrameDataModule):
-            colours = card.get("class_colours")
-            data.set_class_names(card["classes"], colours and [tuple(colour) for colour in colours])
-        data.bands, data.dtype = tuple(card["bands"]), np.dtype(card["dtype"])
-        data.normalisation = Normalisation(*(tuple(card["normalisation"][name]) for name in ("mean", "std")))
-        return data
+        return load_data(self.run)
 
 
 def load_model(run: Run | str | Path, checkpoint: Checkpoint = "best") -> nn.Module:
     """The trained model of a run (or of the run folder of that path), in eval mode, plain PyTorch."""
     return load_run(run if isinstance(run, Run) else Run.open(run), checkpoint).model
+
+
+def load_data(run: Run) -> Any:
+    """The run's data module as the training had it, not scanned; needs no checkpoint."""
+    card = run.read_json("data.json")
+    data = build.build_data(run.config)
+    if isinstance(data, ClassificationDataModule):
+        data.set_class_names(card["classes"])
+    if isinstance(data, CameraFrameDataModule):
+        colours = card.get("class_colours")
+        data.set_class_names(card["classes"], colours and [tuple(colour) for colour in colours])
+    data.bands, data.dtype = tuple(card["bands"]), np.dtype(card["dtype"])
+    data.normalisation = Normalisation(*(tuple(card["normalisation"][name]) for name in ("mean", "std")))
+    return data
 
 
 def load_run(run: Run, checkpoint: Checkpoint = "best") -> LoadedRun:

@@ -20,10 +20,8 @@ from visionsft.cli import app
 from visionsft.errors import ConfigError, RunError
 from visionsft.evaluation import Answers, calibrate, choose_label_thresholds, evaluate, label_intervals
 from visionsft.evaluation.classifying import ClassificationEvaluation
-from visionsft.evaluation.comparison import compare
 from visionsft.evaluation.gates import judge
 from visionsft.evaluation.metrics import summarise_labels
-from visionsft.evaluation.reporting import report
 from visionsft.evaluation.robustness import measure_robustness
 from visionsft.gate import parse
 from visionsft.prediction import export_onnx
@@ -62,6 +60,7 @@ class TestOneClass:
             "confusion.csv",
             "confusion.png",
             "worst.png",
+            "gallery",
             "slices.csv",
         }
         assert (folder / "table.txt").read_text() == evaluation.table() + "\n"
@@ -121,11 +120,9 @@ class TestOneClass:
 
     def test_commands_for_maps_are_refused(self, label_run: Run, tmp_path: Path) -> None:
         evaluate(label_run)
-        for command in (calibrate, measure_robustness, report):
+        for command in (calibrate, measure_robustness):
             with pytest.raises(RunError, match="is for segmentation; this run's task is classification"):
                 command(label_run)
-        with pytest.raises(RunError, match="is for segmentation"):
-            compare([label_run, copied(label_run, tmp_path)])
         with pytest.raises(RunError, match="is for segmentation"):
             export_onnx(label_run, tmp_path / "model.onnx")
 
@@ -133,7 +130,9 @@ class TestOneClass:
         run, gates = copied(label_run, tmp_path), tmp_path / "gates.txt"
         command = ["evaluate", str(run.path), "--gates-file", str(gates), "--slice-by", "brightness"]
         texts = ["accuracy.lower >= 0.5", "ece <= 1", "macro_f1 >= .8", "slice(brightness).accuracy.min >= 1"]
-        gates.write_text("\n".join([*texts, f"recall[dark] drop_vs {label_run.path} <= 0.02", "parameters <= 1e9"]))
+        gates.write_text(
+            "\n".join([*texts, f"recall[dark] drop_vs {label_run.path} <= 0.02", "parameters <= 1e9"])
+        )
         evaluate(label_run)
         answer = CliRunner().invoke(app, command)
         assert answer.exit_code == 0, answer.stderr

@@ -8,6 +8,7 @@ from sklearn.metrics import jaccard_score
 
 from visionsft.errors import RunError
 from visionsft.evaluation.facts import Part, read_facts
+from visionsft.evaluation.pages import page_of
 
 
 def test_every_file_is_read(make_run):
@@ -19,17 +20,17 @@ def test_every_file_is_read(make_run):
     )
     assert [row["val/mean_iou"] for row in facts.metrics] == [None, 0.2, 0.4]
     assert facts.settings["trainer.epochs"] == "3"
-    assert facts.confusion.tolist() == facts.scores["confusion"]
+    assert facts.samples.confusions.sum(axis=0).tolist() == facts.scores["confusion"]
     assert facts.gates is None
 
 
 def test_group_scores_are_those_of_the_groups_pixels(make_run):
-    facts = read_facts(make_run("one"))
-    cells = facts.samples.confusions[4:].sum(axis=0)  # the second drive
+    page = page_of(read_facts(make_run("one")))
+    cells = page.facts.samples.confusions[4:].sum(axis=0)  # the second drive
     truth, prediction = np.indices(cells.shape)
     weights = cells.ravel()
     expected = jaccard_score(truth.ravel(), prediction.ravel(), average="macro", sample_weight=weights)
-    assert facts.group_scores()["drive b"].mean_iou == pytest.approx(expected)
+    assert {row["name"]: row["mean_iou"] for row in page.groups()}["drive b"] == pytest.approx(expected)
 
 
 def test_a_run_without_results_on_the_split_says_which_there_are(make_run):

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from visionsft.cli import app
 from visionsft.errors import RunError
 from visionsft.evaluation.facts import read_facts
-from visionsft.evaluation.reporting import embed_gallery, report
+from visionsft.evaluation.pages import page_of
+from visionsft.evaluation.reporting import report
 
 VOID = {"meta", "link", "img", "br", "input"}
 
@@ -135,11 +136,12 @@ def test_an_interrupted_run_and_one_without_pictures_say_so(make_run):
 
 
 def test_the_gallery_stops_at_its_budget(make_run):
-    facts = read_facts(make_run("one"))
-    everything = embed_gallery(facts)
+    page = page_of(read_facts(make_run("one")))
+    everything = page.gallery().samples
     assert [each["id"] for each in everything] == [f"images/<b>{i}</b>.png" for i in range(8)]
     sizes = [sum(map(len, each["pictures"].values())) for each in everything]
-    assert len(embed_gallery(facts, budget=sum(sizes[:3]))) == 3
+    few = page.gallery(budget=sum(sizes[:3]))
+    assert (len(few.samples), few.left_out) == (3, 5)
 
 
 def test_report_json_follows_its_schema(make_run, evidence):

@@ -73,6 +73,15 @@ def top_hits(probabilities: NDArray[Any], truth: NDArray[np.bool_]) -> dict[int,
     return {k: np.any(found[:, :k], axis=1) for k in TOP if k < probabilities.shape[1]}
 
 
+def certainty(probabilities: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.float32]:
+    """(N, K), and (N,) or (N, K) -> (N,) probability of what is true: of the class, or the lowest one among all
+    answers of an image."""
+    truth = one_hot(labels, probabilities.shape[1])
+    right = np.where(truth, probabilities, 1 - probabilities if labels.ndim == 2 else 1)
+    lowest: NDArray[np.float32] = right.min(axis=1)
+    return lowest
+
+
 # ------------------------------------------------------------------------------------------------- reading
 
 

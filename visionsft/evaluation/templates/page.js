@@ -2,13 +2,15 @@
 // The gallery: layers, filters, order, and one sample at a time in a dialog. Without a script all layers are shown.
 document.documentElement.classList.add("scripted");
 
-const LAYERS = ["image", "truth", "prediction", "error", "all"];
 const byId = (id) => document.getElementById(id);
 const cards = [...document.querySelectorAll(".card")];
 const list = byId("cards");
+const filters = [...document.querySelectorAll("select[data-filter]")];
+
+const layers = [...document.querySelectorAll(".layers button")].map((button) => button.dataset.layer);
 
 function showLayer(layer) {
-  list.dataset.layer = layer;
+  list.dataset.layer = byId("zoom-pictures").dataset.layer = layer;
   for (const button of document.querySelectorAll(".layers button")) {
     button.setAttribute("aria-pressed", String(button.dataset.layer === layer));
   }
@@ -16,8 +18,7 @@ function showLayer(layer) {
 
 function matches(card) {
   const has = (key, wanted) => wanted === "" || card.dataset[key].split(" ").includes(wanted);
-  return has("present", byId("present").value) && has("weakest", byId("weakest").value)
-    && has("group", byId("group").value)
+  return filters.every((filter) => has(filter.dataset.filter, filter.value))
     && card.dataset.text.toLowerCase().includes(byId("search").value.trim().toLowerCase());
 }
 
@@ -56,23 +57,22 @@ function onKey(event) {
   if (byId("zoom").open) {
     if (event.key === "ArrowRight") step(1);
     if (event.key === "ArrowLeft") step(-1);
-  } else if (LAYERS[event.key - 1]) {
-    showLayer(LAYERS[event.key - 1]);
   }
+  if (layers[event.key - 1]) showLayer(layers[event.key - 1]);
 }
 
 if (list) {
   for (const button of document.querySelectorAll(".layers button")) {
     button.addEventListener("click", () => showLayer(button.dataset.layer));
   }
-  for (const id of ["present", "weakest", "group", "search"]) byId(id).addEventListener("input", applyFilters);
+  for (const field of [...filters, byId("search")]) field.addEventListener("input", applyFilters);
   byId("order").addEventListener("input", applyOrder);
   for (const card of cards) card.querySelector(".open").addEventListener("click", () => openCard(card));
   byId("previous").addEventListener("click", () => step(-1));
   byId("next").addEventListener("click", () => step(1));
   byId("close").addEventListener("click", () => byId("zoom").close());
   document.addEventListener("keydown", onKey);
-  showLayer("image");
+  showLayer(document.querySelector(".boxes") ? "all" : "image");
   applyFilters();
 }
 
