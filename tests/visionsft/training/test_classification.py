@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from backbones import create_backbone
 from visionsft.config import ClassificationConfig
 from visionsft.evaluation import evaluate
+from visionsft.models.classifier import create_classifier
+from visionsft.models.losses import ImageLoss
 from visionsft.runs import Run
 from visionsft.training.fitting import fit
 from visionsft.training.loading import load_model, load_run
+from visionsft.training.tasks import ClassificationModule
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "full": {},
@@ -51,12 +56,30 @@ def test_the_loaded_model_is_plain_pytorch(label_run: Run) -> None:
     assert load_run(label_run).data.classes.names == ("bright", "dark")
 
 
+def test_mixup_is_the_loss_on_mixed_images_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = create_classifier(create_backbone("test_resnet", weights="none"), 3).eval()
+    module = ClassificationModule(net, ImageLoss(torch.ones(3)), class_names=["a", "b", "c"], mixup=0.4)
+    monkeypatch.setattr(module, "log_loss", lambda loss, items, index: loss)
+    image, label = torch.randn(4, 3, 64, 64), torch.tensor([0, 2, 1, 1])
+    batch: Any = {"image": image, "label": label, "item": []}
+    torch.manual_seed(1)
+    loss = module.training_step(batch, 0)
+    torch.manual_seed(1)
+    share = float(torch.distributions.Beta(0.4, 0.4).sample())
+    targets = torch.eye(3)[label]
+    mixed = share * image + (1 - share) * image[[3, 2, 1, 0]]
+    expected = F.cross_entropy(net(mixed), share * targets + (1 - share) * targets[[3, 2, 1, 0]])
+    torch.testing.assert_close(loss, expected)
+
+
 def test_resumed_is_bit_identical(label_values: dict[str, Any], tmp_path: Path) -> None:
     def config(runs: str, epochs: int) -> ClassificationConfig:
         trainer = {**label_values["trainer"], "epochs": epochs}
         data = {**label_values["data"], "balance": 0.5}
         strategy = {"kind": "full", "lr": 0.01, "schedule": "constant", "warmup": 0.0}
-        changed = {"runs": tmp_path / runs, "trainer": trainer, "data": data, "strategy": strategy}
+        task = {"kind": "classification", "mixup": 0.2}
+        changed = {"runs": tmp_path / runs, "trainer": trainer, "data": data, "strategy": strategy, "task": task}
         return ClassificationConfig.model_validate({**label_values, **changed})
 
     straight = fit(config("straight", 4))
