@@ -543,8 +543,11 @@ def _open(path: str) -> DatasetReader:
     options = {
         # GDAL lists the whole folder for each file otherwise, to see which side files there are
         "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
-        # blocks of one read are unpacked in parallel, unless loader processes share the cores already
-        "GDAL_NUM_THREADS": os.environ.get("GDAL_NUM_THREADS", "1" if parent_process() else "ALL_CPUS"),
+        # blocks of one read are unpacked in parallel, unless loader processes share the cores already. GDAL (3.10) is
+        # silent when a connection breaks off then, so what is remote is never read so
+        "GDAL_NUM_THREADS": "1"
+        if any(map(is_remote, files)) or parent_process()
+        else os.environ.get("GDAL_NUM_THREADS", "ALL_CPUS"),
     }
 
     def open_lean() -> DatasetReader:
