@@ -32,7 +32,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", STRATEGIES)
 def test_every_strategy_learns_two_colours(kind: str, label_values: dict[str, Any], tmp_path: Path) -> None:
     strategy = {"kind": kind, "lr": 0.01, "backbone_lr_factor": 0.3, **STRATEGIES[kind]}
-    values = {**label_values, "runs": tmp_path, "strategy": strategy}
+    trainer = {**label_values["trainer"], "epochs": 15}
+    values = {**label_values, "runs": tmp_path, "strategy": strategy, "trainer": trainer}
     run = fit(ClassificationConfig.model_validate(values))
     evaluation = evaluate(run)
     assert evaluation.scores.accuracy == 1.0

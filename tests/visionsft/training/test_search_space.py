@@ -94,7 +94,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         "demo.yaml:11: tune.head.1: head.wdth: unknown key; nearest: width",
         "demo.yaml:12: tune.'head.width': is searched, and given by choices of head, too; leave it out of one",
         "demo.yaml:13: tune.x.0: unknown key; allowed: name, runs, seed, task, data, backbone, head, strategy, "
-        "trainer, tune, inference, gates",
+        "trainer, gates, tune, inference",
         "demo.yaml:14: tune.seed.2: given 'a'; must be a valid integer",
         "demo.yaml:16: tune.'trainer.epochs.x': can't be searched, since trainer.epochs is, by values that have no "
         "keys",

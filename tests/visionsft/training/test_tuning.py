@@ -129,7 +129,7 @@ def test_a_study_and_its_best(values: dict[str, Any], make: Make, capfd: pytest.
 
 
 def test_interrupted_and_continued(values: dict[str, Any], make: Make) -> None:
-    config = study_of(make, values, {"strategy.lr": {"log": [1e-3, 1e-1]}}, trainer={**values["trainer"], "epochs": 30})
+    config = study_of(make, values, {"strategy.lr": {"log": [1e-3, 1e-1]}}, trainer={**values["trainer"], "epochs": 90})
     folder = Run.of(config).path
 
     def interrupt() -> None:
