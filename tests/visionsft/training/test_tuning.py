@@ -129,7 +129,7 @@ def test_a_study_and_its_best(values: dict[str, Any], make: Make, capfd: pytest.
 
 
 def test_interrupted_and_continued(values: dict[str, Any], make: Make) -> None:
-    config = study_of(make, values, {"strategy.lr": {"log": [1e-3, 1e-1]}}, trainer={**values["trainer"], "epochs": 90})
+    config = study_of(make, values, {"strategy.lr": {"log": [1e-3, 1e-1]}}, trainer={**values["trainer"], "epochs": 30})
     folder = Run.of(config).path
 
     def interrupt() -> None:
@@ -137,11 +137,16 @@ def test_interrupted_and_continued(values: dict[str, Any], make: Make) -> None:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # a shell's background jobs, as tests may be, ignore Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        visionsft.tune(config, trials=1)
-    thread.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            visionsft.tune(config, trials=1)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
     assert [row["ended"] for row in rows(folder)] == ["not counted: interrupted"]
     assert "No trial has ended with a score" in (folder / "report" / "index.html").read_text()
     job = Job(str(folder), str(folder / "study.log"), 1, str(config.runs / ".features"))
