@@ -352,9 +352,11 @@ def error_split(errors: Row) -> Figure:
             va="center", fontsize=8, color=MUTED,
         )  # fmt: skip
     axes.set_yticks(places, [kind["name"] for kind in kinds])
+    axes.set_xlim(right=max(0.05, *(1.12 * (kind["gain"] or 0.0) for kind in kinds)))
+    if all((kind["gain"] or 0.0) >= 0 for kind in kinds):
+        axes.set_xlim(left=0)
     axes.set_xlabel(f"average precision (IoU {errors['iou']:g}) without these errors, minus what it is")
     axes.grid(axis="y", visible=False)
-    axes.margins(x=0.12)
     return figure
 
 

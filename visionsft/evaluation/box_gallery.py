@@ -17,16 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchvision.ops import box_iou
 
 from datamodules.detection import DetectionDataModule
 from visionsft.evaluation.box_pictures import corners
 from visionsft.evaluation.detection_counts import DetectionCounts
 from visionsft.evaluation.gallery import palette, save_picture, write_index
 from visionsft.evaluation.metrics.boxes import ImageBoxes
-from visionsft.evaluation.mistaken import FOUND_IOU, FOUND_SCORE, Mistaken, find_mistakes, upright
+from visionsft.evaluation.mistaken import (
+    FOUND_IOU,
+    FOUND_SCORE,
+    Mistaken,
+    find_mistakes,
+    overlaps,
+    upright,
+)
 from visionsft.evaluation.pictures import display
 
 KINDS = ("false alarm", "bad fit", "wrong label", "miss")
@@ -77,10 +82,10 @@ def write_box_gallery(
 
 
 def choose_mistakes(counts: DetectionCounts) -> list[Pictured]:
-    """`SHOWN` of each kind, in turn."""
+    """`SHOWN` of each kind, in turn; detections below `FOUND_SCORE` are no alarms."""
     alarms, misses = find_mistakes(counts, limit=len(counts.table().found) + len(counts.table().truth))
     shown: dict[str, list[Pictured]] = {kind: [] for kind in KINDS}
-    for mistake in (*alarms, *misses):
+    for mistake in (*(each for each in alarms if (each.score or 0) >= FOUND_SCORE), *misses):
         kind, of = _judge(mistake, counts.boxes[mistake.image])
         if len(shown[kind]) < SHOWN:
             part = _part(mistake.box, counts.sizes[mistake.image])
@@ -92,7 +97,7 @@ def _judge(mistake: Mistaken, boxes: ImageBoxes) -> tuple[str, int | None]:
     """Its kind, and of a wrong label the true class."""
     if mistake.score is None:
         return "miss", None
-    overlap = box_iou(torch.from_numpy(mistake.box[None]), torch.from_numpy(upright(boxes.truth)))[0].numpy()
+    overlap = overlaps(boxes.found[[mistake.row]], boxes.truth)[0]
     own = boxes.truth_labels == mistake.label
     if (overlap[~own] >= FOUND_IOU).any():
         return "wrong label", int(boxes.truth_labels[~own][overlap[~own].argmax()])
@@ -148,9 +153,14 @@ def describe_mistake(each: Pictured, counts: DetectionCounts, *, score: float) -
         "marks": {
             "truth": marks(boxes.truth, [names[k] for k in boxes.truth_labels.tolist()], each.part),
             "prediction": marks(boxes.found[certain], said, each.part),
-            "error": marks(mistake.box[None], [_say(mistake, names)], each.part),
+            "error": marks(_own(mistake, boxes), [_say(mistake, names)], each.part),
         },
     }
+
+
+def _own(mistake: Mistaken, boxes: ImageBoxes) -> NDArray[np.float32]:
+    """(1, 4), or (1, 5) of a turned one."""
+    return (boxes.truth if mistake.score is None else boxes.found)[[mistake.row]]
 
 
 def _say(mistake: Mistaken, names: Sequence[str]) -> str:

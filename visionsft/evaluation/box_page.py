@@ -32,6 +32,7 @@ class BoxPage(Page):
     class_metrics = (("ap50", "AP50"), ("ap", "AP"), ("recall", "recall"), ("precision", "precision"))
     marked = ("ap50", "recall")
     counted = "objects"
+    part_metric = "ap50"
     filters = {"kind": "kind of mistake", "class": "class", "group": "scene or drive"}  # noqa: RUF012
     layers = ("image", "truth", "prediction", "error")
     group_columns = (("f1", "F1"), ("recall", "recall"), ("precision", "precision"), ("objects", "objects"))
@@ -48,6 +49,10 @@ class BoxPage(Page):
         """By kind, if they were broken down."""
         found: Mapping[str, Any] | None = self.facts.scores.get("errors")
         return found
+
+    def error_kinds(self) -> list[Mapping[str, Any]]:
+        """The dearest first."""
+        return sorted((self.errors or {}).get("kinds", ()), key=lambda kind: -(kind["gain"] or 0.0))
 
     def limits(self) -> list[str]:
         rows = [row for row in self.scores["per_class"] if row["objects"] and row["recall"] is not None]
@@ -90,7 +95,7 @@ class BoxPage(Page):
         if self.reliability["count"]:
             figure = plots.reliability(self.reliability["bins"], what="a detection’s score", right="find an object")
             yield "reliability", figure, "Reliability curve: share of detections that find an object, by score."
-        if self.errors:
+        if self.errors and self.errors["objects"]:
             figure = plots.error_split(self.errors)
             yield "errors", figure, "Bar chart: average precision lost by kind of error; the table has its numbers."
 

@@ -89,6 +89,8 @@ class DetectionCounts:
         self.items += other.items
         self.sizes += other.sizes
         self.boxes += other.boxes
+        self.masks += other.masks
+        self.brightness += other.brightness
 
     @property
     def groups(self) -> list[str]:

@@ -34,6 +34,7 @@ class LabelPage(Page):
     )
     marked = ("f1", "recall")
     counted = "images"
+    part_metric = "accuracy"
     filters = {  # noqa: RUF012
         "answer": "answer",
         "true": "true class",

@@ -69,6 +69,7 @@ class MapPage(Page):
     class_metrics = (("iou", "IoU"), ("recall", "recall"), ("precision", "precision"), ("f1", "F1"))
     marked = ("iou", "recall")
     counted = "pixels"
+    part_metric = "mean_iou"
     filters = {"present": "contains the class", "weakest": "weakest class", "group": "scene or drive"}  # noqa: RUF012
     layers = ("image", "truth", "prediction", "error")
     group_columns = (

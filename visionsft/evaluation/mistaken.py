@@ -29,6 +29,8 @@ class Mistaken:
     label: int
     score: float | None
     """None for an object that was missed."""
+    row: int
+    """Of the detections of its image, or of the missed object among the objects."""
 
 
 def find_mistakes(counts: DetectionCounts, *, limit: int) -> tuple[list[Mistaken], list[Mistaken]]:
@@ -41,8 +43,8 @@ def find_mistakes(counts: DetectionCounts, *, limit: int) -> tuple[list[Mistaken
     for index, boxes in enumerate(counts.boxes):
         false, missed = _mistakes_of(boxes)
         found, truth = upright(boxes.found), upright(boxes.truth)
-        alarms += [Mistaken(index, found[i], int(boxes.labels[i]), float(boxes.scores[i])) for i in false]
-        misses += [Mistaken(index, truth[i], int(boxes.truth_labels[i]), None) for i in missed]
+        alarms += [Mistaken(index, found[i], int(boxes.labels[i]), float(boxes.scores[i]), i) for i in false]
+        misses += [Mistaken(index, truth[i], int(boxes.truth_labels[i]), None, i) for i in missed]
     alarms.sort(key=lambda each: -(each.score or 0))
     misses.sort(key=lambda each: -float(np.prod(each.box[2:] - each.box[:2])))
     return alarms[:limit], misses[:limit]
@@ -56,15 +58,15 @@ def upright(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
 def _mistakes_of(boxes: ImageBoxes) -> tuple[list[int], list[int]]:
     """Indices of false alarms among the detections, and of missed ones among the objects."""
     same = boxes.labels[:, None] == boxes.truth_labels[None]
-    met = (_iou(boxes.found, boxes.truth) >= FOUND_IOU) & same
+    met = (overlaps(boxes.found, boxes.truth) >= FOUND_IOU) & same
     in_ignored = _share_inside(upright(boxes.found), upright(boxes.ignored)) >= FOUND_IOU
     false = np.flatnonzero(~met.any(axis=1) & ~in_ignored)
     missed = np.flatnonzero(~met[boxes.scores >= FOUND_SCORE].any(axis=0))
     return false.tolist(), missed.tolist()
 
 
-def _iou(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, 4), (M, 4) -> (N, M); (N, 5) and (M, 5) where boxes are turned."""
+def overlaps(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    """IoU: (N, 4), (M, 4) -> (N, M); (N, 5) and (M, 5) where boxes are turned."""
     overlap = rotated_iou if first.shape[1] == 5 else box_iou
     return overlap(torch.from_numpy(first), torch.from_numpy(second)).numpy()
 

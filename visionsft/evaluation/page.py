@@ -51,6 +51,8 @@ class Page(ABC):
     """The two of them that are drawn."""
     counted: ClassVar[str]
     """What is counted of a class in truth: a key of its row."""
+    part_metric: ClassVar[str]
+    """Of slices, whose intervals it has, and under corruptions."""
     filters: ClassVar[Mapping[str, str]]
     """Of the gallery: what a sample's `traits` are called."""
     layers: ClassVar[tuple[str, ...]]
@@ -140,16 +142,16 @@ class Page(ABC):
 
     def slices(self) -> list[Mapping[str, Any]]:
         """The worst first."""
-        rows = [row for row in self.facts.scores.get("slices") or () if self.headline in row]
-        return sorted(rows, key=lambda row: math.inf if row[self.headline] is None else row[self.headline])
+        rows = [row for row in self.facts.scores.get("slices") or () if self.part_metric in row]
+        return sorted(rows, key=lambda row: math.inf if row[self.part_metric] is None else row[self.part_metric])
 
     def slice_columns(self) -> list[str]:
-        """Further numbers of slices, beside the headline."""
+        """Further numbers of slices, beside that metric."""
         first = next(iter(self.slices()), {})
         return [
             key
             for key, value in first.items()
-            if isinstance(value, (int, float, type(None))) and key not in (*_NO_COLUMNS, self.headline)
+            if isinstance(value, (int, float, type(None))) and key not in (*_NO_COLUMNS, self.part_metric)
         ]
 
     # ------------------------------------------------------------------------------------- figures
@@ -166,8 +168,8 @@ class Page(ABC):
             what = self.facts.samples.sample_score
             yield "singles", plots.sample_scores(singles, what=what), _say_singles(singles, what)
         if slices := self.slices():
-            figure = plots.slices(slices, metric=self.headline)
-            yield "slices", figure, f"Dot chart: {plots.TITLES[self.headline]} by slice; {table}."
+            figure = plots.slices(slices, metric=self.part_metric)
+            yield "slices", figure, f"Dot chart: {plots.TITLES[self.part_metric]} by slice; {table}."
 
     def _training_figures(self) -> Iterator[Drawn]:
         rows = self.facts.metrics
