@@ -6,18 +6,26 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from datamodules import Normalisation
 from datamodules.batch import Item
-from visionsft.config import ClassificationConfig, SegmentationConfig
+from visionsft.config import ClassificationConfig, DetectionConfig, SegmentationConfig
+from visionsft.evaluation.box_gallery import write_box_gallery
 from visionsft.evaluation.counts import Counts, save_counts
+from visionsft.evaluation.detection_counts import DetectionCounts, save_detection_counts
+from visionsft.evaluation.detection_intervals import bootstrap_detections
+from visionsft.evaluation.detection_scores import DETECTION_DEFINITIONS, score_detections
 from visionsft.evaluation.gallery import write_gallery
 from visionsft.evaluation.metrics import DEFINITIONS, summarise
 from visionsft.evaluation.pictures import Example
+from visionsft.models.detections import Detections
 from visionsft.runs import Run
 
 NAMES = ("road", "<script>document.title='pwned'</script>", "a|b & $c$")
@@ -174,6 +182,7 @@ def _data(names: tuple[str, ...], outlines: list[dict[str, str]]) -> dict[str, A
         "dtype": "uint8", "class_pixels": dict.fromkeys(names, 10),
         "class_shares": dict.fromkeys(names, 1 / len(names)), "fingerprint": "fedcba", "skipped": [],
         "unmatched": [], "warnings": ["group 'x' <u>leaks</u>"],
+        "normalisation": {"mean": [100.0] * 3, "std": [30.0] * 3},
     }  # fmt: skip
 
 
@@ -222,6 +231,89 @@ def _write_evaluation(
         "confusion": confusions.sum(axis=0).tolist(), "data": data, "environment": {}, **extra,
     }  # fmt: skip
     (folder / "scores.json").write_text(json.dumps(scores))
+
+
+# ------------------------------------------------------------------------------------------------ detection
+
+ERRORS = {
+    "iou": 0.5, "background_iou": 0.1, "ap": 0.4, "classes": list(NAMES), "images": 6, "objects": 12,
+    "kinds": [{"name": "missed", "count": 1234, "gain": 0.3, "per_class": [4, 0, 0]},
+              {"name": "duplicate", "count": 0, "gain": None, "per_class": [0, 0, 0]},
+              {"name": "background", "count": 5, "gain": 0.05, "per_class": [5, 0, 0]}],
+    "definitions": {"missed": "not found.", "duplicate": "twice.", "background": "nothing there."},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def box_evidence() -> dict[str, Any]:
+    """What a detector's scores.json may have besides."""
+    row = {"by": "site", "value": "<i>north</i>", "samples": 3, "groups": 1, "objects": 6, "map": 0.2, "ap50": 0.5,
+           "recall": 0.4, "precision": None, "per_class": {}, "interval": [0.31, 0.62], "note": None}  # fmt: skip
+    return {"errors": ERRORS, "efficiency": EFFICIENCY, "slices": [row], "slices_note": "One slice."}
+
+
+@pytest.fixture(scope="session")
+def make_box_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
+    """make_box_run("name", seed=0, extra={}) -> a detection run's folder: six images of two drives, three classes."""
+
+    def make(name: str, *, seed: int = 0, extra: dict[str, Any] | None = None) -> Run:
+        runs = tmp_path_factory.mktemp("runs")
+        run = Run.create(_box_config(runs, name))
+        run.write_text("trainable.txt", TRAINABLE)
+        run.write_json("environment.json", _environment())
+        card = {"objects": {"train": 30, "val": 5, "test": 12}, "class_objects": dict.fromkeys(NAMES, 10)}
+        run.write_json("data.json", _data(NAMES, []) | card)
+        finished = {"epochs": 3, "steps": 9, "seconds": 99.0, "best_val_map": 0.25, "best_epoch": 2}
+        run.write_json("finished.json", finished)
+        run.write_text("metrics.csv", "epoch,train/loss,val/map,val/ap50\n0,2.0,,\n1,1.0,0.2,0.5\n")
+        folder, counts = run.evaluation("test"), _draw_boxes(seed)
+        save_detection_counts(counts, folder)
+        write_box_gallery(folder / "gallery", counts, _grey_data(), score=0.5)
+        scores = {
+            "run": name, "split": "test", "warning": None, "samples": 6, "groups": 2, "classes": list(NAMES),
+            "checkpoint": {"name": "best", "file": "best.ckpt", "sha256": "0" * 64},
+            "scores": score_detections(counts).as_dict(), "definitions": DETECTION_DEFINITIONS,
+            "intervals": bootstrap_detections(counts, resamples=50).as_dict(),
+            "data": {"fingerprint": "0123456789abcdef"}, "environment": {}, **(extra or {}),
+        }  # fmt: skip
+        (folder / "scores.json").write_text(json.dumps(scores))
+        return run
+
+    return make
+
+
+def _box_config(runs: Path, name: str) -> DetectionConfig:
+    data = {"kind": "camera", "root": str(runs), "layout": "csv", "images": "{split}",
+            "classes": [{"name": each, "values": str(index)} for index, each in enumerate(NAMES)]}  # fmt: skip
+    backbone = {"name": "test_efficientnet", "weights": "none"}
+    values = {"name": name, "runs": str(runs), "task": {"kind": "detection"}, "data": data, "backbone": backbone}
+    return DetectionConfig.model_validate(values)
+
+
+def _draw_boxes(seed: int) -> DetectionCounts:
+    """Two objects an image: one found, one missed; a false alarm, a bad fit and a wrong label in each."""
+    rng, counts = np.random.default_rng(seed), DetectionCounts(NAMES)
+    for index in range(6):
+        truth = torch.tensor([[20.0, 20, 60, 50], [100, 80, 130, 140]])
+        found = torch.cat([truth[:1], truth[:1] + torch.tensor([20.0, 0, 20, 0]), truth[1:],
+                           torch.tensor([[150.0, 10, 180, 30]])])  # fmt: skip
+        scores = torch.from_numpy(rng.uniform(0.4 if seed else 0.5, 0.9, 4).astype(np.float32))
+        labels = torch.tensor([0, 0, 2, 0])
+        target = {"boxes": truth, "labels": torch.tensor([0, 1]), "ignored": torch.empty(0, 4)}
+        item = Item(f"images/<b>{index}</b>.png", f"drive {'ab'[index // 3]}", "")
+        counts.add(Detections(found, scores, labels), target, item=item, size=(160, 200))
+    return counts
+
+
+def _grey_data() -> Any:
+    raw = SimpleNamespace(values=np.full((3, 160, 200), 90, np.uint8), valid=np.ones((160, 200), bool))
+    return SimpleNamespace(
+        read=lambda item: raw,
+        normalisation=Normalisation((0.0,) * 3, (1.0,) * 3),
+        bands=("red", "green", "blue"),
+        dtype=np.dtype(np.uint8),
+        classes=SimpleNamespace(names=NAMES, colours=COLOURS),
+    )
 
 
 # ------------------------------------------------------------------------------------------- classification

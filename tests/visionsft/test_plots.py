@@ -7,9 +7,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from sklearn.metrics import precision_score, recall_score
+from sklearn.metrics import precision_recall_curve, precision_score, recall_score
 
 from visionsft import plots
+from visionsft.evaluation.metrics.detection_curves import DetectionCurve
 
 
 def points(figure: Figure, label: str) -> tuple[list[float], list[float]]:
@@ -203,3 +204,50 @@ def test_embeddings_are_coloured_by_their_most_frequent_names():
 def test_embeddings_without_names_have_no_legend():
     figure = plots.embeddings(np.zeros((3, 2)), ["", "", ""], axes=("one", "two"), title="PCA")
     assert figure.axes[0].get_legend() is None
+
+
+def curve(scores: list[float], hits: list[int], false: list[int], positives: int, images: int) -> DetectionCurve:
+    return DetectionCurve(np.array(scores), np.array(hits), np.array(false), positives, images)
+
+
+def test_detection_curves_have_an_axes_a_class():
+    curves = {"car": curve([0.9, 0.5], [1, 2], [0, 2], 4, 10), "person": curve([0.7], [0], [1], 1, 10)}
+    figure = plots.precision_recall_curves(curves)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["car", "person"]
+    (line,) = figure.axes[0].lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0.25, 0.5], [1.0, 0.5])
+    figure = plots.false_alarm_curves(curves)
+    (line,) = figure.axes[0].lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0.001, 0.2], [0.25, 0.5])  # 0 has no logarithm
+
+
+def test_the_dearest_error_is_on_top():
+    kinds = [{"name": "missed", "count": 3, "gain": 0.1}, {"name": "background", "count": 1200, "gain": 0.4},
+             {"name": "duplicate", "count": 0, "gain": None}]  # fmt: skip
+    figure = plots.error_split({"iou": 0.5, "kinds": kinds})
+    assert row_names(figure) == ["background", "missed", "duplicate"]
+    assert [bar.get_width() for bar in figure.axes[0].patches][::-1] == [0.4, 0.1, 0.0]
+    assert "1,200" in [text.get_text() for text in figure.axes[0].texts]
+    nothing = plots.error_split({"iou": 0.5, "kinds": [{"name": "missed", "count": 0, "gain": 0.0}]})
+    assert nothing.axes[0].get_xlim()[0] == 0
+
+
+def test_label_curves_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    truth = rng.random((50, 2)) < 0.4
+    found = np.round(rng.random((50, 2)), 1)  # with equal probabilities
+    figure = plots.label_curves(found, truth, ["a", "b"])
+    for axes, column, own in zip(figure.axes, found.T, truth.T, strict=True):
+        precision, recall, _ = precision_recall_curve(own, column)
+        (line,) = axes.lines
+        assert list(line.get_xdata()) == pytest.approx(recall[-2::-1])
+        assert list(line.get_ydata()) == pytest.approx(precision[-2::-1])
+    absent = plots.label_curves(found, np.zeros_like(truth), ["a", "b"])
+    assert not any(axes.lines for axes in absent.axes)
+
+
+def test_reliability_of_scores():
+    bins = [{"count": 3, "confidence": 0.2, "accuracy": 0.1}, {"count": 0, "confidence": None, "accuracy": None}]
+    figure = plots.reliability(bins, what="a detection’s score", right="find an object")
+    assert points(figure, "this model") == ([0.2], [0.1])
+    assert figure.axes[0].get_ylabel() == "share that find an object"

@@ -32,8 +32,8 @@ FPPI = (0.1, 1.0)
 
 DETECTION_DEFINITIONS = {
     "map": "COCO's mAP: average precision, the mean over IoU 0.50:0.05:0.95 and over the classes in truth",
-    "ap50": "the same at IoU 0.50",
-    "ap75": "the same at IoU 0.75",
+    "ap50": "average precision at IoU 0.50; of the totals: the mean over the classes in truth",
+    "ap75": "the same at IoU 0.75: with boxes that fit well",
     "ar": "average recall: share of the objects found at any score, the mean over IoU 0.50:0.05:0.95 and classes",
     "ap": "average precision: the mean over 101 recalls 0:0.01:1 of the largest precision at that recall or beyond",
     "best": "the score of largest F1 of the class on these very images, and recall and precision from it on",

@@ -118,11 +118,21 @@ class TestOneClass:
         with pytest.raises(RunError, match="needs no thresholds"):
             choose_label_thresholds(label_run)
 
+    def test_robustness_begins_with_the_scores_of_the_evaluation(self, label_run: Run) -> None:
+        found = measure_robustness(label_run)
+        assert found.clean == evaluate(label_run).scores
+        darkest = next(each for each in found.conditions if each.strength == "x 0.25")
+        assert darkest.drop > 0.2  # brightness is all that tells these classes apart
+        assert darkest.hit
+        report = json.loads((label_run.path / "evaluation" / "test" / "robustness.json").read_text())
+        assert report["metric"] == "accuracy"
+        assert report["clean"]["accuracy"] == found.value
+        assert measure_robustness(label_run, limit=4).samples == 4
+
     def test_commands_for_maps_are_refused(self, label_run: Run, tmp_path: Path) -> None:
         evaluate(label_run)
-        for command in (calibrate, measure_robustness):
-            with pytest.raises(RunError, match="is for segmentation; this run's task is classification"):
-                command(label_run)
+        with pytest.raises(RunError, match="is for segmentation; this run's task is classification"):
+            calibrate(label_run)
         with pytest.raises(RunError, match="is for segmentation"):
             export_onnx(label_run, tmp_path / "model.onnx")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from visionsft.evaluation import evaluate
 from visionsft.evaluation.reporting import report
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -101,12 +102,71 @@ def test_the_gallery_works(browser, make_run, evidence):
     assert browser.get_log("browser") == []
 
 
+def drawn(browser: webdriver.Chrome, where: str = ".card") -> set[str]:
+    """Layers of boxes that are shown."""
+    groups = browser.find_elements("css selector", f"{where} .boxes g")
+    return {group.get_attribute("data-layer") for group in groups if group.value_of_css_property("display") != "none"}
+
+
+def test_the_gallery_of_boxes_works(browser, make_box_run, box_evidence):
+    browser.get(f"file://{report(make_box_run('boxes', extra=box_evidence))}")
+    count = len(shown(browser))
+    assert drawn(browser) == {"truth", "prediction", "error"}
+    press(browser, "1")
+    assert drawn(browser) == set()
+    press(browser, "4")
+    assert drawn(browser) == {"error"}
+
+    options = browser.find_elements("css selector", "#kind option")
+    names = [option.get_attribute("textContent") for option in options]
+    assert names == ["any", "false alarm", "bad fit", "wrong label", "miss"]
+    choose(browser, "kind", str(names.index("miss") - 1))
+    misses = shown(browser)
+    assert 0 < len(misses) < count
+    assert all("is not found" in card.text for card in browser.find_elements("css selector", ".card:not([hidden])"))
+    assert browser.find_element("id", "shown").text == f"{len(misses)} of {count} samples"
+    choose(browser, "kind", "")
+
+    browser.find_element("css selector", ".card .open").send_keys("\n")
+    assert drawn(browser, "#zoom-pictures") == {"error"}
+    press(browser, "5")  # works on the enlarged picture, too
+    assert drawn(browser, "#zoom-pictures") == {"truth", "prediction", "error"}
+    picture, boxes = (browser.find_element("css selector", f"#zoom-pictures {tag}").rect for tag in ("img", "svg"))
+    assert boxes == pytest.approx(picture, abs=1)
+    press(browser, webdriver.Keys.ESCAPE)
+    assert browser.get_log("browser") == []
+
+
+def test_the_galleries_of_labels_and_of_two_runs_work(browser, make_run, make_box_run, label_run):
+    evaluate(label_run)
+    browser.get(f"file://{report(label_run)}")
+    everything = shown(browser)
+    choose(browser, "true", "0")
+    assert 0 < len(shown(browser)) < len(everything)
+    press(browser, "2")  # there are no layers to choose
+    assert len(shown(browser)) == len(everything) / 2
+    for runs in ((make_run("a"), make_run("b", seed=1)), (make_box_run("a"), make_box_run("b", seed=3))):
+        browser.get(f"file://{report(*runs)}")
+        everything = shown(browser)
+        choose(browser, "change", "0")
+        better = shown(browser)
+        choose(browser, "change", "1")
+        worse = shown(browser)
+        choose(browser, "change", "2")
+        assert len(better) + len(worse) + len(shown(browser)) == len(everything) > 0
+        assert browser.get_log("browser") == []
+
+
 @pytest.mark.parametrize("width", [360, 1200])
-def test_nothing_sticks_out(browser, make_run, evidence, width):
+def test_nothing_sticks_out(browser, make_run, make_box_run, label_run, evidence, box_evidence, width):
     """Wide tables scroll in their own box."""
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    for path in (report(make_run("one", **evidence)), report(make_run("two"), make_run("three"))):
+    evaluate(label_run)
+    box_runs = make_box_run("four", extra=box_evidence), make_box_run("five", seed=3)
+    paths = [report(*runs) for runs in ((make_run("two"), make_run("three")), box_runs)]
+    paths += [report(run) for run in (make_run("one", **evidence), box_runs[0], label_run)]
+    for path in paths:
         browser.get(f"file://{path}")
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
         assert browser.get_log("browser") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from importlib import resources
 from itertools import pairwise
@@ -15,6 +16,8 @@ from typer.testing import CliRunner
 
 from visionsft.cli import app
 from visionsft.errors import RunError
+from visionsft.evaluation import evaluate
+from visionsft.evaluation.comparison import compare
 from visionsft.evaluation.facts import read_facts
 from visionsft.evaluation.pages import page_of
 from visionsft.evaluation.reporting import report
@@ -81,7 +84,8 @@ def test_the_page_is_accessible(page):
     assert all(below <= above + 1 for above, below in pairwise(levels))
     assert all(each.get("scope") in ("col", "row") for each in page.all("th"))
     assert all(each.get("alt") for each in page.all("img"))
-    assert all(each.get("aria-label") and each["role"] == "img" for each in page.all("svg"))
+    charts = [each for each in page.all("svg") if each.get("aria-hidden") != "true"]  # boxes are told in words
+    assert all(each.get("aria-label") and each["role"] == "img" for each in charts)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     targets = {each["href"] for each in page.all("a")} | {f"#{each['aria-labelledby']}" for each in page.all("section")}
@@ -164,6 +168,103 @@ def test_two_runs_side_by_side(make_run, evidence):
     assert re.search(r"trainer\.epochs ?3 ?5", words)
     assert "backbone.name" not in words  # the same in both
     assert len(page.all("script")) == 1
+
+
+@pytest.fixture(scope="module")
+def box_page(make_box_run, box_evidence) -> Page:
+    return Page(report(make_box_run("boxes", extra=box_evidence)))
+
+
+@pytest.fixture(scope="module")
+def label_page(label_run) -> Page:
+    evaluate(label_run)
+    return Page(report(label_run))
+
+
+@pytest.fixture(params=["box_page", "label_page"])
+def other_page(request) -> Page:
+    return request.getfixturevalue(request.param)
+
+
+def test_pages_of_other_tasks_stand_alone_and_are_accessible(other_page):
+    test_the_page_stands_alone(other_page)
+    test_the_page_is_accessible(other_page)
+    assert len(other_page.all("script")) == 1
+    assert not {"b", "i", "u"} & {tag for tag, _ in other_page.tags}
+
+
+def test_evidence_of_a_detector_is_shown(box_page):
+    words = re.sub("[ \n]+", " ", box_page.text)
+    for text in (
+        "12 objects",
+        "50\u00a0% of the objects are found",
+        "Most is lost to missed objects: without them AP50 would be 0.700 in place of 0.400",
+        "1,234",
+        "site: <i>north</i>",
+        "0.310 to 0.620",
+        "Can its scores be believed?",
+        "with a validation mAP of 0.250",
+        "1.75 million pixels a second",
+        "taken for a|b & $c$",
+        "with a box that fits badly",
+    ):
+        assert text in words, text
+    kinds = {"false alarm", "bad fit", "wrong label", "miss"}
+    assert kinds <= set(re.findall("false alarm|bad fit|wrong label|miss", words))
+    assert {each["aria-label"].split(":")[0] for each in box_page.all("svg") if "aria-label" in each} == {
+        "Line chart", "Dot chart", "Histogram", "Small curves", "Reliability curve", "Bar chart"
+    }  # fmt: skip
+    missing = words.partition("Not in this evaluation")[2].partition("Where it fails")[0]
+    assert "--gates" in missing
+    assert "robustness" in missing
+    assert "--boundaries" not in missing
+
+
+def test_evidence_of_a_classifier_is_shown(label_page):
+    words = re.sub("[ \n]+", " ", label_page.text)
+    assert "100\u00a0% of the images get their class" in words
+    assert "Always answering the most frequent class would reach 50\u00a0%" in words
+    assert "What is taken for what" in words
+    assert "is bright, said ✓ bright" in words
+
+
+def test_report_json_of_other_tasks_follows_the_schema(make_box_run, label_run):
+    schema = json.loads((resources.files("visionsft.evaluation") / "templates/report.schema.json").read_text())
+    evaluate(label_run)
+    for run, task in ((make_box_run("x"), "detection"), (label_run, "classification")):
+        values = json.loads(report(run).with_name("report.json").read_text())
+        jsonschema.validate(values, schema)
+        assert values["task"] == task
+        assert values["worst_samples"]
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**values, "task": "segmentation"}, schema)
+
+
+def test_two_detectors_side_by_side_with_what_compare_found(make_box_run):
+    runs = make_box_run("one"), make_box_run("two", seed=3)
+    assert "its answer then stands here" in Page(report(*runs)).text
+    (pair,) = compare(runs)
+    page = Page(report(*runs))
+    test_the_page_is_accessible(page)
+    words = " ".join(page.text.split())
+    assert f"(p = {pair.differences[0].p:.4f})" in words
+    layers = [each["data-layer"] for each in page.all("button") if "data-layer" in each]
+    assert layers == ["image", "truth", "A", "B", "all"]
+    names = {each["class"] for each in page.all("g") if each.get("class", "").startswith("mark-")}
+    assert names == {"mark-truth", "mark-A", "mark-B"}
+
+
+def test_two_classifiers_side_by_side(label_run, tmp_path):
+    evaluate(label_run)
+    shutil.copytree(label_run.path, tmp_path / "other")
+    words = " ".join(Page(report(label_run, tmp_path / "other")).text.split())
+    assert re.search(r"A said ✓ (bright|dark) \d\.\d\d", words)
+    assert "the same" in words
+
+
+def test_a_detector_is_not_laid_beside_a_map(make_run, make_box_run):
+    with pytest.raises(RunError, match="have different tasks, segmentation and detection"):
+        report(make_run("one"), make_box_run("two"))
 
 
 def test_runs_that_were_asked_different_things_are_refused(make_run):

@@ -14,6 +14,7 @@ import visionsft
 from visionsft.acceptance import gates_of
 from visionsft.errors import ConfigError
 from visionsft.evaluation import DetectionEvaluation, judge, load_detection_counts, score_detections
+from visionsft.evaluation.robustness import measure_robustness
 from visionsft.gate import parse
 from visionsft.loading import load_config
 
@@ -109,6 +110,21 @@ def configure(folder: Path, layout: str, kind: str, head: dict[str, Any], data: 
     return path
 
 
+def told_again(run: visionsft.Run, evaluation: DetectionEvaluation) -> None:
+    """What begins with the scores of the evaluation, and what is told of it."""
+    found = measure_robustness(run, limit=2)
+    assert (found.samples, found.of, found.metric) == (2, 4, "ap50")
+    whole = measure_robustness(run)
+    assert whole.clean.as_dict() == evaluation.scores.as_dict()
+    page = visionsft.report(run).read_text()
+    assert "Under worse conditions" in page
+    index = json.loads((evaluation.folder / "gallery" / "index.json").read_text())
+    for sample in index["samples"]:
+        assert (evaluation.folder / "gallery" / sample["files"]["image"]).is_file()
+        assert all(len(mark["points"]) == 4 for marks in sample["marks"].values() for mark in marks)
+        assert len(sample["marks"]["error"]) == 1
+
+
 @pytest.mark.parametrize(
     ("layout", "kind", "head", "data"),
     [
@@ -160,6 +176,7 @@ def test_from_configuration_to_files(
     (tmp_path / "gates.txt").write_text(f"ece <= 0.1\nrecall[{CLASSES[0]}s] >= 0.5\n")
     with pytest.raises(ConfigError, match=r"(?s)calibration of detectors isn't measured.*nearest: dark"):
         gates_of(run, file=tmp_path / "gates.txt")
+    told_again(run, evaluation)
     pictures = tmp_path / "data" / ("images/test" if layout == "dota" else "test")
     files = visionsft.predict(run, pictures, tmp_path / "found")
     assert len(files) == 4
