@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for a newer release otherwise
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+settings.load_profile("ci")  # the same examples each time; `--hypothesis-profile default` looks for new ones
 
 
 @pytest.fixture(scope="session")

@@ -71,9 +71,10 @@ def test_margins_grow_the_other_grid_and_candidates_miss_nothing(one, other):
     apart = shapes[0].distance(shapes[1])
     margin = 20.0  # pixels
     metres = margin * float(ground.pixel[1])
-    if apart < 0.9 * metres:
+    # pixels of degrees are 0.78 times their mean side wide and 1.22 times high at this latitude
+    if apart < 0.75 * metres:
         assert ground.shared(0, 1, margin=margin) is not None
-    if apart > 1.6 * metres:  # a corner's margin is a square's
+    if apart > 1.8 * metres:  # a corner's margin is a square's
         assert ground.shared(0, 1, margin=margin) is None
     if apart < metres:
         assert dict(ground.near([0], [1], margin=metres))[0] == [1]
