@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -23,6 +25,8 @@ from visionsft.splitting import split_texts, summarise
 from visionsft.training.callbacks import Checkpoints
 from visionsft.training.strategies import trainable_table
 from visionsft.training.tasks import Task
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def fit(
@@ -55,6 +59,8 @@ def fit(
     if first:
         _record(run, task, data, fitted, resumed=checkpoint is not None)
     trainer = build.build_trainer(config, run.path, task, callbacks=callbacks)
+    if build.choose_device(config).type == "cpu":
+        _keep_freed_memory()
     started = time.perf_counter()
     if checkpoint is not None:
         _adopt(task, checkpoint)
@@ -126,6 +132,17 @@ def _finish(run: Run, trainer: lightning.Trainer, task: Task, *, seconds: float)
     if kept.best_epoch is not None:
         said = f"best {task.shown[task.monitor]} {kept.best:.4f}, epoch {kept.best_epoch + 1}"
     print(f"{run.path}: finished; {said}")
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed; other C libraries stay as they are.
+
+    It would give large blocks back to the system and take them anew, page by page, in every step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _quieten() -> None:
