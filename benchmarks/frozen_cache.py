@@ -32,7 +32,7 @@ from datamodules.datasets import collate
 from datamodules.sampling import EpochSampler
 from visionsft.models import create_model
 from visionsft.models.losses import build_loss
-from visionsft.training.features import CachedLoader, FeatureCache, Layout, _Compute
+from visionsft.training.features import CachedLoader, FeatureCache, _Compute, _layout
 from visionsft.training.precision import DTYPES, resolve
 from visionsft.training.strategies import FeatureBasedStrategy, LayerwiseStrategy, Strategy
 from visionsft.training.tasks import Optimization, SegmentationModule
@@ -105,8 +105,7 @@ def measure(
     cut = cut_backbone(backbone, size=size)
     dtype = DTYPES[resolve("auto")]
     compute = _Compute(cut, BATCH, 0, dtype, True, torch.device("cpu"))
-    stored = compute.prefix(data[0]["image"][None])
-    layout = Layout(size, tuple(tuple(t.shape[1:]) for t in stored), dtype or torch.float16)
+    layout = _layout(data[0], compute)
     image = collate([data[i] for i in range(BATCH)])
     with tempfile.TemporaryDirectory() as folder:
         forward, fill = [], []

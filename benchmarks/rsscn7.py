@@ -32,7 +32,9 @@ from visionsft.evaluation.metrics import summarise_labels
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "satellite" / "rsscn7.yaml"
 METHODS = {
-    "probe": ["strategy={kind: feature_based, lr: 3.0e-3}", "trainer.epochs=15"],
+    "probe": [
+        "strategy={kind: feature_based, lr: 3.0e-3, cache: ram, views: 8}", "trainer.epochs=32", "task.mixup=0",
+    ],
     "full": [],
 }
 QUICK = ["trainer.epochs=1", "data.size=[64, 64]"]

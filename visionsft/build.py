@@ -22,6 +22,7 @@ from datamodules import (
     CameraClassificationDataModule,
     CameraDetectionDataModule,
     CameraFrameDataModule,
+    ClassificationDataModule,
     ClassSpec,
     DataModule,
     DetectionDataModule,
@@ -223,8 +224,11 @@ def build_cache(
     if wanted.cache == "auto":
         limit = min(limit, free_bytes(folder) / 2)
     try:
-        if not (isinstance(task, SegmentationModule) and isinstance(data, SegmentationDataModule)):
-            raise CacheError("the feature cache is for segmentation")
+        if not (
+            isinstance(task, SegmentationModule | ClassificationModule)
+            and isinstance(data, SegmentationDataModule | ClassificationDataModule)
+        ):
+            raise CacheError("the feature cache is for segmentation and classification")
         if config.trainer.devices != 1:
             raise CacheError("the feature cache is for one device (trainer.devices: 1)")
         return cache_features(

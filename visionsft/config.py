@@ -1207,10 +1207,10 @@ class ClassificationConfig(Config):
     gates: LabelGates = _gates("accuracy.lower >= 0.9", "macro_f1 >= 0.8")
 
     @model_validator(mode="after")
-    def _nothing_is_cached(self) -> Self:
+    def _mixed_images_are_not_cached(self) -> Self:
         for key in ("views", "cache"):
-            if getattr(self.strategy, key, None) not in (None, "auto", "off"):
-                raise _conflict(f"strategy.{key}", "is for the feature cache, which classification doesn't have")
+            if self.task.mixup and getattr(self.strategy, key, None) not in (None, "auto", "off"):
+                raise _conflict(f"strategy.{key}", "is for features, which task.mixup doesn't mix", "task.mixup")
         return self
 
 

@@ -66,16 +66,15 @@ def test_patches_have_bands(tmp_path: Path) -> None:
         ("gates=[mean_iou >= 0.5]", r"gates.0: given 'mean_iou >= 0.5'; must name a metric; 'mean_iou' is none"),
         ("task.multi_lable=true", r"task.multi_lable: unknown key; nearest: multi_label"),
         ("task.kind=clasification", r"task.kind: 'clasification' is not allowed.*nearest: classification"),
-        (
-            "strategy={kind: feature_based, cache: ram}",
-            r"strategy.cache: is for the feature cache, which class",
-        ),
-        (
-            "strategy={kind: layerwise, last: 1, views: 3}",
-            r"strategy.views: is for the feature cache, which class",
-        ),
     ],
 )
 def test_mistakes(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, override)
+
+
+@pytest.mark.parametrize("frozen", ["kind: feature_based, cache: ram", "kind: layerwise, last: 1, views: 3"])
+def test_mixed_images_are_not_cached(tmp_path: Path, frozen: str) -> None:
+    load(tmp_path, f"strategy={{{frozen}}}")
+    with pytest.raises(ConfigError, match=r"strategy.(cache|views): is for features, which task.mixup doesn't mix"):
+        load(tmp_path, f"strategy={{{frozen}}}", "task.mixup=0.2")

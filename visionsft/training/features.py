@@ -1,9 +1,9 @@
 """Features: what the frozen part of a model gives, computed once and kept for all epochs and later runs.
 
 A cache holds, for `views` augmented views of every training sample and one of every validation sample, the tensors
-at the backbone's cut (`backbones.Cut`), the mask and the sample's identity. View v of sample i is the sample that
-uncached training sees in epoch v; epoch e is trained on the views e % views, in its own order. Tensors lie in shards
-of some samples, channels last, as bfloat16 or float16.
+at the backbone's cut (`backbones.Cut`), the sample's mask or label, and its identity. View v of sample i is the
+sample that uncached training sees in epoch v; epoch e is trained on the views e % views, in its own order. Tensors
+lie in shards of some samples, channels last, as bfloat16 or float16.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -25,13 +25,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from backbones import Cut
-from datamodules import Item, Sample, SegmentationDataModule
-from datamodules.batch import Batch, Window, to_device
+from datamodules import ClassificationDataModule, Item, SegmentationDataModule
+from datamodules.batch import Window
 from datamodules.datasets import collate
+from datamodules.labelled import collate_labelled
 from datamodules.sampling import EpochSampler, SampleKey
 from visionsft import files
 from visionsft.errors import WriteError
-from visionsft.training.tasks import SegmentationModule
+from visionsft.training.tasks import ClassificationModule, SegmentationModule, Task
 
 SHARD = 64
 """Samples in a shard."""
@@ -39,17 +40,31 @@ _MAGIC = b"visionsft features 1\n"
 _ALIGNED = 64  # bytes: where arrays begin
 
 Storage = Literal["ram", "disk"]
+Data = SegmentationDataModule | ClassificationDataModule
+FeatureBatch = dict[str, Any]
+"""A batch of the data module whose image is an empty stand-in of the images' size, with "features": what
+`Cut.suffix` takes, each (B, ...), in the cache's number type."""
 
 
 class CacheError(ValueError):
     """These features can't be cached; the text says why, and training goes on without."""
 
 
-class FeatureBatch(Batch):
-    """A batch whose image is an empty stand-in of the images' size."""
+@dataclass(frozen=True)
+class Target:
+    """A tensor of a sample that is kept beside its features: mask, validity, label."""
 
-    features: list[Tensor]
-    """What `Cut.suffix` takes, each (B, ...), in the cache's number type."""
+    name: str
+    shape: tuple[int, ...]
+    given: torch.dtype
+    """In the sample."""
+    kept: torch.dtype
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> Target:
+        """Masks hold class indices or 255, so that they, like validity, fit into a byte a pixel."""
+        kept = torch.uint8 if tensor.ndim == 2 else tensor.dtype
+        return cls(name, tuple(tensor.shape), tensor.dtype, kept)
 
 
 @dataclass(frozen=True)
@@ -57,23 +72,29 @@ class Layout:
     """What a sample takes in the cache."""
 
     size: tuple[int, int]
-    """(H, W) of image and mask."""
+    """(H, W) of the image."""
     shapes: tuple[tuple[int, ...], ...]
     """Of each tensor, without batch."""
     dtype: torch.dtype
+    targets: tuple[Target, ...]
+
+    @property
+    def _sizes(self) -> list[int]:
+        """Bytes of each tensor and target of a sample."""
+        features = [prod(shape) * self.dtype.itemsize for shape in self.shapes]
+        return [*features, *(prod(target.shape) * target.kept.itemsize for target in self.targets)]
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of a sample: tensors, and one byte a pixel for the mask and for its validity."""
-        return sum(prod(shape) for shape in self.shapes) * self.dtype.itemsize + 2 * prod(self.size)
+        """Bytes of a sample."""
+        return sum(self._sizes)
 
     def places(self, count: int) -> tuple[list[int], int]:
-        """Where the arrays of `count` samples begin (tensors, mask, validity), and the bytes of all."""
-        sizes = [count * prod(shape) * self.dtype.itemsize for shape in self.shapes]
+        """Where the arrays of `count` samples begin (tensors, then targets), and the bytes of all."""
         starts, end = [], 0
-        for size in (*sizes, count * prod(self.size), count * prod(self.size)):
+        for size in self._sizes:
             starts.append(end)
-            end += -(-size // _ALIGNED) * _ALIGNED
+            end += -(-count * size // _ALIGNED) * _ALIGNED
         return starts, end
 
 
@@ -90,19 +111,20 @@ class Shard:
             _channels_last(_array(block, start, (count, *_last(shape)), layout.dtype))
             for start, shape in zip(starts, layout.shapes, strict=False)
         ]
-        self.mask, self.valid = (
-            _array(block, start, (count, *layout.size), torch.uint8) for start in starts[len(layout.shapes) :]
-        )
+        self.targets = {
+            target.name: _array(block, start, (count, *target.shape), target.kept)
+            for start, target in zip(starts[len(layout.shapes) :], layout.targets, strict=True)
+        }
 
-    def fill(self, row: int, stored: Sequence[Tensor], batch: Batch) -> None:
+    def fill(self, row: int, stored: Sequence[Tensor], batch: Mapping[str, Any]) -> None:
         """Write a batch's samples from `row` on."""
         end = row + len(batch["item"])
         for target, source in zip(self.tensors, stored, strict=True):
             target[row:end] = source
             if not torch.isfinite(target[row:end]).all():
                 raise CacheError(f"features beyond the range of {target.dtype} can't be cached")
-        self.mask[row:end] = batch["mask"]
-        self.valid[row:end] = batch["valid"]
+        for name, kept in self.targets.items():
+            kept[row:end] = batch[name]
 
 
 class FeatureCache:
@@ -117,7 +139,7 @@ class FeatureCache:
         """Shards that were computed and not found."""
         self._shards: dict[str, Shard] = {}
 
-    def fill(self, name: str, dataset: Dataset[Sample], keys: Sequence[Any], compute: _Compute) -> list[Shard]:
+    def fill(self, name: str, dataset: Dataset[Any], keys: Sequence[Any], compute: _Compute) -> list[Shard]:
         """Shards of the samples dataset[key], found on disk or computed."""
         shards = []
         for start in range(0, len(keys), SHARD):
@@ -150,12 +172,12 @@ class FeatureCache:
             return None
         return Shard(block, items, self.layout)
 
-    def _compute(self, label: str, dataset: Dataset[Sample], keys: Sequence[Any], compute: _Compute) -> Shard:
+    def _compute(self, label: str, dataset: Dataset[Any], keys: Sequence[Any], compute: _Compute) -> Shard:
         items: list[Item] = []
         block = np.zeros(self.layout.places(len(keys))[1], np.uint8)
         shard = Shard(block, [Item("", "", "")] * len(keys), self.layout)
         for batch in compute.load(dataset, keys):
-            if tuple(batch["mask"].shape[-2:]) != self.layout.size:
+            if tuple(batch["image"].shape[-2:]) != self.layout.size:
                 raise CacheError(f"samples of different sizes can't be cached ({batch['item'][0].id})")
             shard.fill(len(items), compute.prefix(batch["image"]), batch)
             items += batch["item"]
@@ -191,8 +213,9 @@ class _Compute:
     autocast: torch.dtype | None
     channels_last: bool
     device: torch.device
+    collate: Callable[[Any], Any] = collate
 
-    def load(self, dataset: Dataset[Sample], keys: Sequence[Any]) -> Iterator[Batch]:
+    def load(self, dataset: Dataset[Any], keys: Sequence[Any]) -> Iterator[Any]:
         """Batches of dataset[key], in order."""
         return iter(
             DataLoader(
@@ -200,7 +223,7 @@ class _Compute:
                 batch_size=self.batch_size,
                 sampler=keys,
                 num_workers=self.workers,
-                collate_fn=collate,
+                collate_fn=self.collate,
             )
         )
 
@@ -251,13 +274,15 @@ class CachedLoader:
             yield self._batch([(shards[row // SHARD], row % SHARD) for row in rows])
 
     def _batch(self, places: Sequence[tuple[Shard, int]]) -> FeatureBatch:
-        return FeatureBatch(
-            image=self._stand_in.expand(len(places), *self._stand_in.shape[1:]),
-            mask=torch.stack([shard.mask[row] for shard, row in places]).long(),
-            valid=torch.stack([shard.valid[row] for shard, row in places]).bool(),
-            item=[shard.items[row] for shard, row in places],
-            features=[self._gather(index, places) for index in range(len(self.layout.shapes))],
-        )
+        targets = {
+            target.name: torch.stack([shard.targets[target.name][row] for shard, row in places]).to(target.given)
+            for target in self.layout.targets
+        }
+        return targets | {
+            "image": self._stand_in.expand(len(places), *self._stand_in.shape[1:]),
+            "item": [shard.items[row] for shard, row in places],
+            "features": [self._gather(index, places) for index in range(len(self.layout.shapes))],
+        }
 
     def _gather(self, index: int, places: Sequence[tuple[Shard, int]]) -> Tensor:
         """One tensor of the batch, in the memory order in which it lies."""
@@ -271,27 +296,26 @@ class CachedLoader:
 class CachedData(LightningDataModule):
     """The loaders of a cached training; validation is the data's own where it can't be cached."""
 
-    def __init__(self, train: CachedLoader, val: CachedLoader | None, data: SegmentationDataModule) -> None:
+    def __init__(self, train: CachedLoader, val: CachedLoader | None, data: Data) -> None:
         super().__init__()
         self.train, self.val, self.data = train, val, data
 
     def train_dataloader(self) -> CachedLoader:
         return self.train
 
-    def val_dataloader(self) -> CachedLoader | DataLoader[Batch] | list[DataLoader[Batch]]:
+    def val_dataloader(self) -> Any:
         return self.val or self.data.val_dataloader()
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        moved = to_device(batch, device)
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        moved: Any = self.data.transfer_batch_to_device(batch, device, dataloader_idx)
         if "features" in batch:
-            tensors = [t.to(device, non_blocking=True) for t in batch["features"]]  # type: ignore[typeddict-item]
-            return FeatureBatch(**moved, features=tensors)
+            moved["features"] = [t.to(device, non_blocking=True) for t in batch["features"]]
         return moved
 
 
 def cache_features(
-    task: SegmentationModule,
-    data: SegmentationDataModule,
+    task: SegmentationModule | ClassificationModule,
+    data: Data,
     cut: Cut,
     *,
     views: int,
@@ -308,7 +332,8 @@ def cache_features(
     CacheError, as does what can't be cached. A disk that is full or read-only raises WriteError. `say` gets the
     size before the first sample is computed.
     """
-    compute = _Compute(cut, data.batch_size, data.workers, autocast, task.channels_last, device)
+    stack = collate_labelled if isinstance(data, ClassificationDataModule) else collate
+    compute = _Compute(cut, data.batch_size, data.workers, autocast, task.channels_last, device, stack)
     task.model.backbone.to(device)
     dataset = data.training_dataset()
     layout = _layout(dataset[SampleKey(data.seed, 0, 0)], compute)
@@ -348,7 +373,7 @@ def cache_features(
     return CachedData(train, val, data)
 
 
-def cache_key(task: SegmentationModule, data: SegmentationDataModule, cut: Cut, layout: Layout) -> str:
+def cache_key(task: Task, data: Data, cut: Cut, layout: Layout) -> str:
     """Digest of everything on which the cached numbers depend."""
     digest = hashlib.sha256()
     backbone = task.model.backbone
@@ -363,24 +388,31 @@ def cache_key(task: SegmentationModule, data: SegmentationDataModule, cut: Cut, 
         "backbone": task.model.backbone.name,
         "stored": cut.stored,
         "indices": task.model.backbone.geometry.indices,  # type: ignore[union-attr]
-        "layout": (layout.size, layout.shapes, str(layout.dtype)),
+        "layout": (layout.size, layout.shapes, str(layout.dtype), layout.targets),
         "data": data.statistics.fingerprint,
         "files": {split: [asdict(item) for item in data.items[split]] for split in ("train", "val")},
         "normalisation": (data.normalisation.mean, data.normalisation.std),
         "augment": asdict(data.augment),
-        "sampling": (data.rare_class_crops, data.samples_per_epoch, data.min_valid, data.seed),
+        "sampling": _sampling(data),
         "versions": torch.__version__,
     }
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:24]
 
 
-def _layout(sample: Sample, compute: _Compute) -> Layout:
+def _sampling(data: Data) -> tuple[object, ...]:
+    """What decides which samples a view is made of, and with which labels."""
+    if isinstance(data, ClassificationDataModule):
+        return (data.balance, data.labels_digest("train"), data.labels_digest("val"), data.seed)
+    return (data.rare_class_crops, data.samples_per_epoch, data.min_valid, data.seed)
+
+
+def _layout(sample: Mapping[str, Any], compute: _Compute) -> Layout:
     """Of the samples like this one."""
     stored = compute.prefix(sample["image"][None])
-    size = (sample["mask"].shape[0], sample["mask"].shape[1])
-    dtype = compute.autocast or torch.float16
-    return Layout(size, tuple(tuple(t.shape[1:]) for t in stored), dtype)
+    targets = [Target.of(name, sample[name]) for name in sample if name not in ("image", "item")]
+    shapes = tuple(tuple(t.shape[1:]) for t in stored)
+    return Layout(tuple(sample["image"].shape[1:]), shapes, compute.autocast or torch.float16, tuple(targets))
 
 
 def _announce(

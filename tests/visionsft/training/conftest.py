@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from visionsft.config import Config, SegmentationConfig
+from visionsft.config import ClassificationConfig, Config, SegmentationConfig
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +63,8 @@ def make() -> Callable[..., Config]:
     """A configuration with some sections changed: make(values, trainer={"epochs": 4})."""
 
     def changed(values: dict[str, Any], **sections: dict[str, Any]) -> Config:
-        return SegmentationConfig.model_validate(
+        kind = ClassificationConfig if values["task"].get("kind") == "classification" else SegmentationConfig
+        return kind.model_validate(
             {**values, **{key: {**values[key], **new} for key, new in sections.items()}}
         )
 

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
+from datamodules import Item
 from visionsft import build, files
 from visionsft.config import Config
 from visionsft.runs import Run
@@ -37,6 +40,10 @@ def assemble(config: Config) -> CachedData:
 
 def losses(run: Run) -> list[float]:
     return [float(row["train/loss"]) for row in csv.DictReader((run.path / "metrics.csv").open())]
+
+
+def scored(run: Run) -> list[float]:
+    return [float(row["val/accuracy"]) for row in csv.DictReader((run.path / "metrics.csv").open())]
 
 
 def shards_of(values: dict[str, Any]) -> list[Path]:
@@ -181,15 +188,10 @@ def test_two_processes_may_fill_it_at_once(values: dict[str, Any], make: Make) -
 
 
 def test_features_beyond_float16_are_refused() -> None:
-    layout = features.Layout((2, 2), ((1, 2, 2),), torch.float16)
-    import numpy as np
-
-    from datamodules import Item
-
+    layout = features.Layout((2, 2), ((1, 2, 2),), torch.float16, ())
     shard = features.Shard(np.zeros(layout.places(1)[1], np.uint8), [Item("a", "a", "a")], layout)
-    batch: Any = {"item": [Item("a", "a", "a")], "mask": torch.zeros(1, 2, 2), "valid": torch.ones(1, 2, 2)}
     with pytest.raises(CacheError, match="beyond the range"):
-        shard.fill(0, [torch.full((1, 1, 2, 2), 1e6)], batch)
+        shard.fill(0, [torch.full((1, 1, 2, 2), 1e6)], {"item": [Item("a", "a", "a")]})
 
 
 def test_resumed_runs_go_on_as_uninterrupted_ones(
@@ -212,3 +214,64 @@ def test_resumed_runs_go_on_as_uninterrupted_ones(
     resumed = fit(config, resume=True)
     one, other = (load_model(run, "last").state_dict() for run in (whole, resumed))
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+# ---------------------------------------------------------------- image labels
+
+
+@pytest.fixture
+def labels(values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The configuration of a classification of small pictures, dark and bright."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        for name, level in (("bright", 190), ("dark", 60)):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                image = rng.normal(level, 20, (64, 64, 3)).clip(0, 255).astype(np.uint8)
+                cv2.imwrite(str(folder / f"{split}{index}.png"), image)
+    augment = {"pipeline": "driving", "scale": [0.8, 1.3]}
+    data = {"kind": "camera", "root": tmp_path / "pictures", "batch_size": 4, "workers": 0, "normalise": "data"}
+    return {
+        **values,
+        "task": {"kind": "classification"},
+        "data": {**data, "split": {"by": "folder"}, "augment": augment},
+        "head": {"name": "linear", "dropout": 0.2},
+    }
+
+
+@pytest.mark.parametrize("part", [{}, {"kind": "layerwise", "last": 2, "backbone_lr_factor": 1.0}])
+def test_image_labels_train_as_uncached(labels: dict[str, Any], make: Make, part: dict[str, Any]) -> None:
+    cached = fit(config_of(make, labels, "cached", **part))
+    assert shards_of(labels)
+    plain = fit(config_of(make, labels, "plain", **{**part, "cache": "off", "views": None}))
+    assert losses(cached) == pytest.approx(losses(plain), rel=2e-2)
+    assert scored(cached) == pytest.approx(scored(plain), abs=1e-6)
+
+
+def test_changed_labels_are_not_found_in_the_cache(
+    labels: dict[str, Any], make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assemble(config_of(make, labels))
+    root = labels["data"]["root"]
+    for split in ("train", "val"):
+        (root / split / "dark").rename(root / split / "aside")
+        (root / split / "bright").rename(root / split / "dark")
+        (root / split / "aside").rename(root / split / "bright")
+    capsys.readouterr()
+    batch = next(iter(assemble(config_of(make, labels)).train))
+    assert "0 shards computed" not in capsys.readouterr().out
+    assert batch["label"].dtype == torch.int64
+
+
+def test_several_labels_are_kept(labels: dict[str, Any], make: Make) -> None:
+    root = labels["data"]["root"]
+    for split in ("train", "val"):
+        names = sorted(str(path.relative_to(root)) for path in (root / split).rglob("*.png"))
+        text = "\n".join(["image,a,b", *(f"{name},{int('dark' in name)},1" for name in names)])
+        (root / f"{split}.csv").write_text(text)
+    data = {**labels["data"], "layout": "csv", "images": ""}
+    task = {"kind": "classification", "multi_label": True}
+    batch = next(iter(assemble(config_of(make, {**labels, "data": data, "task": task})).train))
+    dark = torch.tensor(["dark" in item.image for item in batch["item"]])
+    assert torch.equal(batch["label"], torch.stack([dark, torch.ones(4)], 1).float())

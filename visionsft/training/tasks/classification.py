@@ -53,6 +53,10 @@ class ClassificationModule(Task):
         logits: Tensor = self.model(self.arrange(image))
         return logits
 
+    def _logits(self, batch: LabelledBatch) -> Tensor:
+        logits: Tensor = self.model.head(self.maps(batch))
+        return logits.float()
+
     def transfer_batch_to_device(
         self, batch: LabelledBatch, device: torch.device, dataloader_idx: int
     ) -> LabelledBatch:
@@ -63,7 +67,7 @@ class ClassificationModule(Task):
         """The loss of one batch; with mixup (Zhang et al. 2018) of each image mixed with another one of it."""
         image, label = batch["image"], batch["label"]
         if not self.mixup:
-            return self.log_loss(self.loss(self(image), label), batch["item"], index)
+            return self.log_loss(self.loss(self._logits(batch), label), batch["item"], index)
         share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
         logits = self(image.lerp(image.flip(0), 1 - share))
         loss = share * self.loss(logits, label) + (1 - share) * self.loss(logits, label.flip(0))
@@ -74,7 +78,7 @@ class ClassificationModule(Task):
 
     def validation_step(self, batch: LabelledBatch, index: int) -> None:
         """Keep the answers to one batch."""
-        logits = self(batch["image"])
+        logits = self._logits(batch)
         self.answers.update(logits, batch["label"])
         loss = self.loss(logits, batch["label"])
         self.log("val/loss", loss, on_epoch=True, batch_size=len(batch["item"]), sync_dist=True)

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from backbones import Cut
 from datamodules.batch import Batch, to_device
 from visionsft.evaluation.metrics import SegmentationConfusion, summarise
 from visionsft.models import SegmentationModel
@@ -43,8 +42,6 @@ class SegmentationModule(Task):
             model, class_names=class_names, optimization=optimization, channels_last=channels_last, seed=seed
         )
         self.loss = loss
-        self.cut: Cut | None = None
-        """Where batches with "features" enter the backbone; see visionsft.training.features."""
         self.confusion = SegmentationConfusion(len(self.class_names))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -53,13 +50,7 @@ class SegmentationModule(Task):
         return logits
 
     def _logits(self, batch: Batch) -> Tensor:
-        """Of a batch of images, or of one of the feature cache."""
-        if self.cut is None or "features" not in batch:
-            logits: Tensor = self(batch["image"])
-            return logits
-        height, width = batch["image"].shape[-2:]
-        maps = self.cut.suffix(batch["features"], (height, width))  # type: ignore[typeddict-item]
-        return self.model.upsample(self.model.head(self.model.neck(maps)), batch["image"])
+        return self.model.upsample(self.model.head(self.maps(batch)), batch["image"])
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """For loaders that come without a data module."""

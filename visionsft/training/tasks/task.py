@@ -11,6 +11,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from backbones import Cut
 from datamodules.batch import Item
 from visionsft.errors import TrainingError
 from visionsft.training.strategies import FullStrategy, Rates, Schedule, Strategy, parameter_groups
@@ -55,7 +56,18 @@ class Task(LightningModule):
         self.optimization = optimization or Optimization()
         self.channels_last = channels_last
         self.seed = seed
+        self.cut: Cut | None = None
+        """Where batches with "features" enter the backbone; see visionsft.training.features."""
         self.optimization.strategy.freeze(model.backbone, epoch=0)  # type: ignore[arg-type]
+
+    def maps(self, batch: Any) -> list[Tensor]:
+        """What the head sees of a batch of images, or of one of the feature cache."""
+        if self.cut is None or "features" not in batch:
+            found = self.model.backbone(self.arrange(batch["image"]))
+        else:
+            height, width = batch["image"].shape[-2:]
+            found = self.cut.suffix(batch["features"], (height, width))
+        return self.model.neck(found)  # type: ignore[no-any-return]
 
     def arrange(self, image: Tensor) -> Tensor:
         """image: (B, C, H, W), laid out in memory as the model is."""
