@@ -59,7 +59,6 @@ _PACKAGES = (
     "numpy",
     "rasterio",
     "safetensors",
-    "segmentation-models-pytorch",
     "peft",
 )
 
