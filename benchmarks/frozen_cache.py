@@ -150,7 +150,7 @@ def stepper(task: SegmentationModule, dtype: torch.dtype | None) -> Callable[[Ba
 
     def step(batch: Batch) -> Tensor:
         with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            loss: Tensor = task.loss(task._logits(batch), batch["mask"])
+            loss: Tensor = task.batch_loss(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
