@@ -31,8 +31,18 @@ def bilinear_upsampling(
     old: tuple[int, int], covered: tuple[int, int], size: tuple[int, int], *, device: torch.device
 ) -> Upsampling:
     """F.interpolate(maps of size `old`, covered, mode="bilinear") cut to `size`."""
+    like = torch.empty(0, device=device)
     rows, columns = (
-        F.interpolate(torch.eye(few, device=device)[None], many, mode="linear")[0, :, :kept]
+        interpolation(few, many, like=like)[:, :kept]
         for few, many, kept in zip(old, covered, size, strict=True)
     )
     return Upsampling(rows, columns)
+
+
+def interpolation(few: int, many: int, *, like: Tensor) -> Tensor:
+    """(few, many): the share of each of `few` points in each of `many`, of the number type of `like`.
+
+    From one size to twice, four times, ... of it, all shares are exact in bfloat16.
+    """
+    unit = torch.eye(few, device=like.device)[None]
+    return F.interpolate(unit, many, mode="linear")[0].to(like.dtype)
