@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from backbones.attention import accelerate_attention
 from backbones.backbone import Backbone
 from backbones.catalogue import BackboneRow, LayerRow, describe_layers, list_backbones
 from backbones.cutting import Cut, cut_backbone
@@ -22,6 +23,7 @@ __all__ = [
     "Stage",
     "WeightsError",
     "WeightsReport",
+    "accelerate_attention",
     "accelerate_depthwise",
     "add_lora",
     "at_layer",

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from backbones import accelerate_depthwise, create_backbone, cut_backbone
+from backbones import accelerate_attention, accelerate_depthwise, create_backbone, cut_backbone
 from datamodules import Batch, Item, Sample
 from datamodules.datasets import collate
 from datamodules.sampling import EpochSampler
@@ -98,6 +98,7 @@ def measure(
     backbone = create_backbone(name, weights=weights, img_size=size if name.startswith("vit") else None)
     model = create_model(backbone, CLASSES, head=head)
     accelerate_depthwise(model)
+    accelerate_attention(model)
     loss = build_loss([{"name": "cross_entropy"}], class_counts=torch.ones(CLASSES))
     names = [str(k) for k in range(CLASSES)]
     task = SegmentationModule(model, loss, class_names=names, optimization=Optimization(strategy))
@@ -149,7 +150,7 @@ def stepper(task: SegmentationModule, dtype: torch.dtype | None) -> Callable[[Ba
 
     def step(batch: Batch) -> Tensor:
         with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            loss: Tensor = task.loss(task._logits(batch), batch["mask"])
+            loss: Tensor = task.batch_loss(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

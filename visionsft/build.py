@@ -16,7 +16,14 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 import datamodules
-from backbones import Backbone, BackboneError, accelerate_depthwise, create_backbone, cut_backbone
+from backbones import (
+    Backbone,
+    BackboneError,
+    accelerate_attention,
+    accelerate_depthwise,
+    create_backbone,
+    cut_backbone,
+)
 from datamodules import (
     Augment,
     CameraClassificationDataModule,
@@ -156,6 +163,7 @@ def build_model(
     model = make(backbone, num_classes, head=config.head.name, options=options)
     build_strategy(config).prepare(backbone)
     accelerate_depthwise(model)
+    accelerate_attention(model)
     return model
 
 

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionsft.errors import ConfigError, nearest
+from visionsft.models.cross_entropy import upsampled_cross_entropy
+from visionsft.models.upsampling import Upsampling
 
 IGNORE = 255
 """The label that no loss counts (datamodules.batch.IGNORE; importing it here would load rasterio)."""
@@ -73,6 +75,13 @@ class CrossEntropy(nn.Module):
             uniform = -(scores.class_sums(scores.log_p) * self.weights).sum()
             loss = (1 - self.label_smoothing) * loss + self.label_smoothing / len(self.weights) * uniform
         return loss / _not_zero(weights.sum())
+
+    def of_coarse(self, logits: Tensor, upsampling: Upsampling, mask: Tensor) -> Tensor:
+        """The same of logits (B, K, h, w) that are yet to be upsampled, on a CPU; mask: (B, H, W) int64."""
+        return upsampled_cross_entropy(
+            logits, mask, upsampling,
+            weights=self.weights, ignore=IGNORE, label_smoothing=self.label_smoothing,
+        )  # fmt: skip
 
 
 class Dice(nn.Module):
@@ -184,6 +193,20 @@ class SegmentationLoss(nn.Module):
             scores = Scores(log_p, mask.where(valid, 0), valid)
             losses = [factor * term(scores) for factor, term in zip(self.factors, self.terms, strict=True)]
             return torch.stack(losses).sum()
+
+    def of_coarse(self, logits: Tensor, upsampling: Upsampling, mask: Tensor) -> Tensor:
+        """The loss of upsampling(logits), which cross-entropy alone takes some rows at a time on a CPU.
+
+        logits: (B, K, h, w), mask: (B, H, W).
+        """
+        if logits.device.type != "cpu" or not all(isinstance(term, CrossEntropy) for term in self.terms):
+            loss: Tensor = self(upsampling(logits), mask)
+            return loss
+        losses = [
+            factor * term.of_coarse(logits, upsampling, mask)  # type: ignore[operator]
+            for factor, term in zip(self.factors, self.terms, strict=True)
+        ]
+        return torch.stack(losses).sum()
 
 
 class ImageLoss(nn.Module):

@@ -7,13 +7,13 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionsft.errors import ConfigError, nearest
 from visionsft.models.heads import HEADS
 from visionsft.models.pyramid import SimpleFeaturePyramid
+from visionsft.models.upsampling import Upsampling, bilinear_upsampling
 
 
 class FeatureExtractor(Protocol):
@@ -51,25 +51,22 @@ class SegmentationModel(nn.Module):
         The maps have ceil(H / stride) rows and cover whole strides: what lies beyond the image is cut off.
         Were they squeezed onto the image, the classes would be shifted near the bottom and right edges.
         """
-        height, width = image.shape[-2:]
-        stride = cast(FeatureExtractor, self.backbone).strides[0]
-        covered = (-(-height // stride) * stride, -(-width // stride) * stride)
         if self.training:
-            return _upsample_by_matrices(logits, covered, (height, width))
-        return F.interpolate(logits.float(), covered, mode="bilinear")[..., :height, :width]
+            return self.upsampling(logits, image)(logits)
+        height, width = image.shape[-2:]
+        return F.interpolate(logits.float(), self._covered(image), mode="bilinear")[..., :height, :width]
 
+    def upsampling(self, logits: Tensor, image: Tensor) -> Upsampling:
+        """`upsample`, as the matrices that training takes."""
+        height, width = image.shape[-2:]
+        old = (logits.shape[-2], logits.shape[-1])
+        return bilinear_upsampling(old, self._covered(image), (height, width), device=logits.device)
 
-def _upsample_by_matrices(maps: Tensor, covered: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """F.interpolate(maps.float(), covered, mode="bilinear") cut to `size`, by two matrix products.
-
-    The gradient of F.interpolate takes three times as long on a CPU, and isn't deterministic on a GPU.
-    """
-    with torch.autocast(maps.device.type, enabled=False):
-        rows, columns = (
-            F.interpolate(torch.eye(old, device=maps.device)[None], new, mode="linear")[0, :, :kept]
-            for old, new, kept in zip(maps.shape[-2:], covered, size, strict=True)
-        )
-        return rows.T @ (maps.float().contiguous() @ columns)
+    def _covered(self, image: Tensor) -> tuple[int, int]:
+        """Rows and columns of the image's size that the maps cover."""
+        stride = cast(FeatureExtractor, self.backbone).strides[0]
+        height, width = (-(-size // stride) * stride for size in image.shape[-2:])
+        return height, width
 
 
 def create_model(

@@ -47,3 +47,20 @@ def test_levels_stay_in_place() -> None:
     assert gradient[0].abs().sum(0).nonzero().tolist() == [[2, 1]]
     (gradient,) = torch.autograd.grad(coarsest[0, :, 1, 2].square().sum(), features)
     assert set(map(tuple, gradient[0].abs().sum(0).nonzero().tolist())) <= {(2, 4), (3, 4)}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_doubling_equals_the_transposed_convolution(layout: torch.memory_format) -> None:
+    """Training multiplies matrices, everything else convolves: the same function and gradients."""
+    pyramid = SimpleFeaturePyramid((6,), (16,), width=16)
+    double = pyramid.levels[0][0]  # type: ignore[index]
+    assert isinstance(double, torch.nn.ConvTranspose2d)
+    x = torch.randn(2, 16, 3, 5).to(memory_format=layout).requires_grad_()
+    trained, expected = double.train()(x), torch.nn.ConvTranspose2d.forward(double, x)
+    torch.testing.assert_close(trained, expected)
+    assert trained.is_contiguous(memory_format=torch.channels_last)
+    leaves = [x, double.weight, double.bias]
+    slope = torch.randn(expected.shape)
+    mine, theirs = (torch.autograd.grad(y, leaves, slope) for y in (trained, expected))  # type: ignore[arg-type]
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    assert torch.equal(double.eval()(x), expected)

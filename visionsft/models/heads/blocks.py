@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from visionsft.models.upsampling import interpolation
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 1) -> nn.Sequential:
@@ -20,13 +23,37 @@ def projections(channels: Sequence[int], width: int, *, bias: bool = True) -> nn
     return nn.ModuleList(nn.Conv2d(c, width, 1, bias=bias) for c in channels)
 
 
+class _Classifier(nn.Sequential):
+    """Channel dropout and a 1x1 convolution.
+
+    In training what is dropped out of the maps is dropped out of the weights, one matrix an image: the same
+    function, without a pass over the maps forwards and two backwards.
+    """
+
+    def __init__(self, conv: nn.Conv2d, dropout: float) -> None:
+        super().__init__(nn.Dropout2d(dropout) if dropout else nn.Identity(), conv)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) -> logits (B, num_classes, H, W)."""
+        conv = self[1]
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
+        if not (self.training and self.dropout):
+            return conv(x)  # type: ignore[no-any-return]
+        kept = F.dropout(x.new_ones(x.shape[:2]), self.dropout)  # (B, C), 0 or 1 / (1 - dropout)
+        weights = conv.weight[:, :, 0, 0].T * kept[..., None]  # (B, C, num_classes)
+        logits = x.permute(0, 2, 3, 1).flatten(1, 2) @ weights
+        return (logits + conv.bias.to(logits.dtype)).mT.unflatten(2, x.shape[2:])
+
+
 def classifier(in_channels: int, num_classes: int, dropout: float) -> nn.Sequential:
     """Channel dropout and a 1x1 convolution; its first logits are near zero, so all classes start alike."""
     conv = nn.Conv2d(in_channels, num_classes, 1)
     nn.init.normal_(conv.weight, std=0.01)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
-    return nn.Sequential(nn.Dropout2d(dropout) if dropout else nn.Identity(), conv)
+    return _Classifier(conv, dropout)
 
 
 def nearest(x: Tensor, like: Tensor) -> Tensor:
@@ -39,3 +66,30 @@ def bilinear(x: Tensor, like: Tensor) -> Tensor:
     if x.shape[-2:] == like.shape[-2:]:
         return x
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def bilinear_sum(maps: Sequence[Tensor], *, training: bool) -> Tensor:
+    """maps[0] (B, C, H, W) and the others, each resized to it by `bilinear`.
+
+    For training all coarser maps are resized by one product with a matrix from either side, which a CPU does
+    three times as fast, forwards and backwards. For exported models F.interpolate is the simpler graph.
+    """
+    summed = maps[0]
+    coarse = []
+    for each in maps[1:]:
+        if training and each.shape[-2:] != summed.shape[-2:]:
+            coarse.append(each)
+        else:
+            summed = summed + bilinear(each, summed)
+    return summed + _resize_and_sum(coarse, summed.shape[-2], summed.shape[-1]) if coarse else summed
+
+
+def _resize_and_sum(maps: Sequence[Tensor], height: int, width: int) -> Tensor:
+    """Maps (B, C, h_i, w_i) -> the sum of all, resized: (B, C, height, width)."""
+    rows, wide = [], []
+    for each in maps:
+        columns = interpolation(each.shape[-1], width, like=each)
+        wide.append((columns.T @ each.permute(0, 2, 3, 1)).flatten(2))  # (B, h_i, width * C)
+        rows.append(interpolation(each.shape[-2], height, like=each))
+    summed = torch.cat(rows).T @ torch.cat(wide, 1)  # (B, height, width * C)
+    return summed.unflatten(2, (width, -1)).permute(0, 3, 1, 2)

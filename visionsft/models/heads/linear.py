@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from visionsft.models.heads.blocks import bilinear, classifier
+from visionsft.models.heads.blocks import bilinear_sum, classifier
 
 
 class LinearHead(nn.Module):
@@ -30,7 +30,5 @@ class LinearHead(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Maps (B, channels[i], h_i, w_i), finest first -> logits (B, num_classes, h_0, w_0)."""
-        logits: Tensor = self.classifiers[0](features[0])
-        for classify, feature in zip(self.classifiers[1:], features[1:], strict=True):
-            logits = logits + bilinear(classify(feature), logits)
-        return logits
+        logits = [classify(feature) for classify, feature in zip(self.classifiers, features, strict=True)]
+        return bilinear_sum(logits, training=self.training)

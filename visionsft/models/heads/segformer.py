@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from visionsft.models.heads.blocks import bilinear, classifier, projections
+from visionsft.models.heads.blocks import bilinear_sum, classifier, projections
 
 
 class SegformerHead(nn.Module):
@@ -35,8 +35,5 @@ class SegformerHead(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         """Maps (B, channels[i], h_i, w_i), finest first -> logits (B, num_classes, h_0, w_0)."""
         maps = [project(feature) for project, feature in zip(self.projections, features, strict=True)]
-        fused = maps[0]
-        for coarse in maps[1:]:
-            fused = fused + bilinear(coarse, fused)
-        logits: Tensor = self.classifier(self.norm(fused))
+        logits: Tensor = self.classifier(self.norm(bilinear_sum(maps, training=self.training)))
         return logits

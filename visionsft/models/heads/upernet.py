@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionsft.models.heads.blocks import bilinear, classifier, conv_bn_relu, projections
+from visionsft.models.heads.blocks import bilinear, bilinear_sum, classifier, conv_bn_relu, projections
 
 
 class PyramidPooling(nn.Module):
@@ -72,8 +72,5 @@ class UperNetHead(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         """Maps (B, channels[i], h_i, w_i), finest first -> logits (B, num_classes, h_0, w_0)."""
         maps = [fuse(level) for fuse, level in zip(self.fusions, self.levels(features), strict=True)]
-        fused = maps[0]
-        for coarse in maps[1:]:
-            fused = fused + bilinear(coarse, fused)
-        logits: Tensor = self.classifier(self.norm(fused))
+        logits: Tensor = self.classifier(self.norm(bilinear_sum(maps, training=self.training)))
         return logits

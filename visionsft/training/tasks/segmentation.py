@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from datamodules.batch import Batch, to_device
 from visionsft.evaluation.metrics import SegmentationConfusion, summarise
 from visionsft.models import SegmentationModel
+from visionsft.models.losses import SegmentationLoss
 from visionsft.training.tasks.task import Optimization, Task
 
 
@@ -49,8 +50,19 @@ class SegmentationModule(Task):
         logits: Tensor = self.model(self.arrange(image))
         return logits
 
-    def _logits(self, batch: Batch) -> Tensor:
-        return self.model.upsample(self.model.head(self.maps(batch)), batch["image"])
+    def _coarse(self, batch: Batch) -> Tensor:
+        """The head's logits (B, K, h, w)."""
+        logits: Tensor = self.model.head(self.maps(batch))
+        return logits
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """The loss of one batch, in training."""
+        logits = self._coarse(batch)
+        upsampling = self.model.upsampling(logits, batch["image"])
+        if isinstance(self.loss, SegmentationLoss):
+            return self.loss.of_coarse(logits, upsampling, batch["mask"])
+        loss: Tensor = self.loss(upsampling(logits), batch["mask"])
+        return loss
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """For loaders that come without a data module."""
@@ -60,14 +72,14 @@ class SegmentationModule(Task):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of one batch."""
-        return self.log_loss(self.loss(self._logits(batch), batch["mask"]), batch["item"], index)
+        return self.log_loss(self.batch_loss(batch), batch["item"], index)
 
     def on_validation_epoch_start(self) -> None:
         self.confusion.reset()
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Count one batch."""
-        logits = self._logits(batch)
+        logits = self.model.upsample(self._coarse(batch), batch["image"])
         self.confusion.update(logits, batch["mask"])
         loss = self.loss(logits, batch["mask"])
         self.log("val/loss", loss, on_epoch=True, batch_size=len(batch["item"]), sync_dist=True)
