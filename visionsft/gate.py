@@ -58,7 +58,7 @@ class Vocabulary:
         return tuple(dict.fromkeys((*self.totals, *self.per_class, *CALIBRATION, *EFFICIENCY)))
 
     def has_interval(self, metric: str, of: str | None) -> bool:
-        return (f"{metric}[]" if of else metric) in self.with_interval
+        return metric in CALIBRATION or (f"{metric}[]" if of else metric) in self.with_interval
 
     def is_sliced(self, metric: str, of: str | None) -> bool:
         return (f"{metric}[]" if of else metric) in self.sliced
@@ -267,11 +267,12 @@ def _check_parts(gate: Gate, words: Vocabulary) -> None:
         raise ValueError(f"must not have slice(): slices have {_listed(words.sliced)}, not {_name(gate)}")
     if gate.by and (gate.end or gate.baseline):
         raise ValueError("must not combine slice() with .lower, .upper or drop_vs: that has no value")
-    part = (gate.end and f".{gate.end}") or (gate.baseline and "drop_vs")
-    if part and gate.metric in (*EFFICIENCY, *CALIBRATION):
+    part = (gate.baseline and "drop_vs") or (gate.end and f".{gate.end}")
+    if part and (gate.metric in EFFICIENCY or (gate.baseline and gate.metric in CALIBRATION)):
         raise ValueError(f"must not have {part}: {gate.metric} is one number of the whole split")
     if gate.end and not words.has_interval(gate.metric, gate.of):
-        raise ValueError(f"must not have {part}: intervals are of {_listed(words.with_interval)}, not {_name(gate)}")
+        told = _listed(words.with_interval)
+        raise ValueError(f"must not have .{gate.end}: intervals are of {told}, not {_name(gate)}")
 
 
 def _name(gate: Gate) -> str:

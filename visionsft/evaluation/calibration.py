@@ -7,7 +7,8 @@ to that of the split, so they can be counted in one pass, kept by sample and res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.batch import IGNORE
+from visionsft.evaluation.intervals import (
+    Ends,
+    Unit,
+    effective_groups,
+    group_sums,
+    interval,
+    pair,
+    resample,
+    too_few,
+)
 from visionsft.evaluation.metrics.segmentation import ratio, without_nan
 
 BINS = 15
@@ -100,28 +111,73 @@ def equal_mass_error(confidence: NDArray[np.float64], right: NDArray[np.bool_], 
     return float(sum(abs(gap.sum()) for gap in gaps) / len(order))
 
 
-def describe(histogram: NDArray[np.float64], names: Sequence[str]) -> dict[str, Any]:
-    """The numbers of a ``(K + 1, BINS, 3)`` histogram for scores.json; None where a bin is empty."""
-    top, *classes = [_curve(row) for row in histogram]
+@dataclass(frozen=True)
+class ErrorInterval:
+    """The interval of a calibration error; None with the reason."""
+
+    ends: Ends | None
+    note: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For scores.json, beside the error."""
+        return {"interval": self.ends and list(self.ends), "interval_note": self.note}
+
+    def show(self) -> str:
+        """For a table."""
+        return f"no interval: {self.note}" if self.ends is None else "[{:.4f}, {:.4f}]".format(*self.ends)
+
+
+def error_interval(
+    histograms: NDArray[np.float64], groups: Sequence[str], *, unit: Unit, counted: str = "pixels"
+) -> ErrorInterval:
+    """95 % bootstrap by group, from each sample's histogram (N, BINS, 3); see `visionsft.evaluation.intervals`.
+
+    It says how far the number would move on other groups. The number itself is a little too large where bins hold
+    few independent samples, since chance alone drives share and probability apart (Nixon et al. 2019).
+    """
+    gaps, counts = histograms[..., 2] - histograms[..., 1], histograms[..., 0].sum(axis=-1)
+    _, sums = group_sums(np.concatenate([gaps, counts[:, None]], axis=-1), groups)
+    effective = effective_groups(sums[:, -1])
+    note = too_few(int((sums[:, -1] > 0).sum()), float(effective), unit, counted=counted)
+    if note:
+        return ErrorInterval(None, note)
+    drawn = resample(sums)
+    values = ratio(np.abs(drawn[:, :-1]).sum(axis=-1), drawn[:, -1])
+    estimate = calibration_error(histograms.sum(axis=0))
+    return ErrorInterval(pair(*interval(values, estimate, groups=effective)), None)
+
+
+def describe(
+    histogram: NDArray[np.float64],
+    names: Sequence[str],
+    *,
+    counted: str = "pixels",
+    definitions: Mapping[str, str] = DEFINITIONS,
+) -> dict[str, Any]:
+    """The numbers of a ``(K + 1, BINS, 3)`` histogram for scores.json; None where a bin is empty.
+
+    counted: key of the numbers of what was judged.
+    """
+    top, *classes = [_curve(row, counted) for row in histogram]
     overall, *errors = calibration_error(histogram).tolist()
     report = {
         "ece": overall,
         "ece_per_class": dict(zip(names, errors, strict=True)),
-        "pixels": int(histogram[0, :, 0].sum()),
+        counted: int(histogram[0, :, 0].sum()),
         "bins": top,
         "bins_per_class": dict(zip(names, classes, strict=True)),
-        "definition": DEFINITIONS,
+        "definition": dict(definitions),
     }
     return without_nan(report)
 
 
-def _curve(histogram: NDArray[np.float64]) -> list[dict[str, float]]:
+def _curve(histogram: NDArray[np.float64], counted: str) -> list[dict[str, float]]:
     """One reliability curve: (BINS, 3) -> a dict a bin."""
     pixels, confidence, right = histogram.T
     columns = (ratio(confidence, pixels), ratio(right, pixels))
     rows = zip(pixels.astype(int).tolist(), *(column.tolist() for column in columns), strict=True)
     return [
-        {"from": i / BINS, "to": (i + 1) / BINS, "pixels": count, "confidence": mean, "accuracy": share}
+        {"from": i / BINS, "to": (i + 1) / BINS, counted: count, "confidence": mean, "accuracy": share}
         for i, (count, mean, share) in enumerate(rows)
     ]
 

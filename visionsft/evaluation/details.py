@@ -12,6 +12,8 @@ from torch import Tensor
 
 from visionsft.evaluation import boundaries, calibration
 from visionsft.evaluation.boundaries import BoundaryCounts, count_boundaries
+from visionsft.evaluation.calibration import ErrorInterval
+from visionsft.evaluation.intervals import Unit
 from visionsft.evaluation.metrics.segmentation import number, without_nan
 from visionsft.evaluation.temperature import Temperature
 
@@ -27,6 +29,12 @@ class Details:
         self._before = np.zeros((calibration.BINS, 3))
         """Of the highest probability over the whole split, without the temperature."""
         self._boundaries: list[BoundaryCounts] = []
+        self.interval: ErrorInterval | None = None
+        """Of the calibration error, once `bound` was called."""
+
+    def bound(self, groups: Sequence[str], *, unit: Unit) -> None:
+        """Resample what was counted by group: N names."""
+        self.interval = calibration.error_interval(self.reliability[:, 0], groups, unit=unit)
 
     def add(self, logits: Tensor, classes: Tensor, masks: Tensor) -> None:
         """One batch: (B, K, H, W) float, and (B, H, W) uint8 and int64."""
@@ -69,6 +77,7 @@ class Details:
     def describe(self, names: Sequence[str]) -> dict[str, Any]:
         """For scores.json."""
         report = {"calibration": calibration.describe(self.reliability.sum(axis=0), names)}
+        report["calibration"] |= self.interval.as_dict() if self.interval else {}
         report["calibration"]["temperature"] = without_nan(self._describe_temperature())
         if self.with_boundaries:
             report["boundaries"] = boundaries.describe(BoundaryCounts.stack(self._boundaries).sum(), names)
@@ -88,7 +97,7 @@ class Details:
         if known is not None:
             how = f"with temperature {known['value']:.3f}; {number(known['ece_before'])} without"
         lines = [
-            f"calibration error (ECE)  {number(self.ece)}  ({how})",
+            f"calibration error (ECE)  {number(self.ece)}  {self.interval.show() if self.interval else ''}  ({how})",
             f"  = {calibration.DEFINITIONS['ece']}",
         ]
         if self.with_boundaries:

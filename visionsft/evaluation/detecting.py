@@ -27,6 +27,7 @@ from visionsft.config import DetectionConfig
 from visionsft.evaluation.answers import RegionSource
 from visionsft.evaluation.box_gallery import write_box_gallery
 from visionsft.evaluation.counts import mean_value
+from visionsft.evaluation.detection_calibration import DetectionCalibration
 from visionsft.evaluation.detection_counts import DetectionCounts, save_detection_counts
 from visionsft.evaluation.detection_errors import DetectionErrors, break_down_errors
 from visionsft.evaluation.detection_intervals import DetectionIntervals, bootstrap_detections
@@ -80,6 +81,7 @@ class DetectionEvaluation:
     counts: DetectionCounts
     errors: DetectionErrors
     """By kind, at the IoU of the scores."""
+    calibration: DetectionCalibration
     mask_scores: DetectionScores | None
     """Of the outlines, where objects have them."""
     mask_intervals: DetectionIntervals | None
@@ -109,7 +111,7 @@ class DetectionEvaluation:
         if self.mask_scores and self.mask_intervals:
             lines += ["", "outlines, by the overlap of masks", self.mask_scores.table()]
             lines += ["", self.mask_intervals.table(self.mask_scores)]
-        lines += ["", self.errors.table()]
+        lines += ["", self.errors.table(), "", *self.calibration.lines()]
         lines += ["", self.slices.table()] if self.slices else []
         lines += ["", self.efficiency.table()] if self.efficiency else []
         if self.skipped:
@@ -165,6 +167,7 @@ def evaluate_detector(
         intervals=bootstrap_detections(counts, unit=group_by, **judged),
         counts=counts,
         errors=break_down_errors(counts, iou=config.task.match_iou),
+        calibration=DetectionCalibration.of(counts, iou=config.task.match_iou, unit=group_by),
         mask_scores=score_detections(counts, size_limits=limits, masks=True, **judged) if data.masks else None,
         mask_intervals=bootstrap_detections(counts, unit=group_by, masks=True, **judged)
         if data.masks
@@ -292,6 +295,7 @@ def _report(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoi
         "mask_scores": evaluation.mask_scores and evaluation.mask_scores.as_dict(),
         "mask_intervals": evaluation.mask_intervals and evaluation.mask_intervals.as_dict(),
         "errors": evaluation.errors.as_dict(),
+        "calibration": evaluation.calibration.as_dict(),
         **describe_slices(evaluation.slices),
         "efficiency": evaluation.efficiency and evaluation.efficiency.as_dict(),
         "definitions": DETECTION_DEFINITIONS,

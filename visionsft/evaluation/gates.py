@@ -173,7 +173,7 @@ def look_up(scores: Mapping[str, Any], task: str = "segmentation") -> dict[str, 
         **_interval_ends(scores.get("mask_intervals") or {}, prefix="mask_"),
         **_slice_extremes(scores.get("slices") or [], words),
         **_efficiency(scores.get("efficiency") or {}),
-        **{name: (scores.get("calibration") or scores["scores"]).get(name) for name in CALIBRATION},
+        **_calibration(scores),
     }
 
 
@@ -248,6 +248,13 @@ def _of_slice(each: Mapping[str, Any], words: Vocabulary) -> dict[str, float | N
     }
 
 
+def _calibration(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """The calibration error and the ends of its interval; earlier classification runs have it among the scores."""
+    part = scores.get("calibration") or scores["scores"]
+    (name,) = CALIBRATION
+    return {name: part.get(name), **_interval_ends({"metrics": {name: part.get("interval")}})}
+
+
 def _efficiency(efficiency: Mapping[str, Any]) -> dict[str, float | None]:
     throughput = efficiency.get("throughput") or {}
     flat = {**efficiency, **{f"throughput.{key}": value for key, value in throughput.items()}}
@@ -262,7 +269,8 @@ def _reason(gate: Gate, scores: Mapping[str, Any], words: Vocabulary) -> str:
     if gate.metric in EFFICIENCY:
         return "not measured; `visionsft evaluate --efficiency` does"
     if gate.metric in CALIBRATION:
-        return "no calibration was measured"
+        reason = (scores.get("calibration") or {}).get("interval_note") if gate.end else None
+        return f"no interval: {reason}" if reason else "no calibration was measured; `visionsft evaluate` does"
     if gate.by:
         return _sliced(gate, scores, words)
     if gate.is_about_boundaries and "boundaries" not in scores:

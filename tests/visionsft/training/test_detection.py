@@ -12,8 +12,14 @@ import pytest
 
 import visionsft
 from visionsft.acceptance import gates_of
-from visionsft.errors import ConfigError
-from visionsft.evaluation import DetectionEvaluation, judge, load_detection_counts, score_detections
+from visionsft.errors import ConfigError, RunError
+from visionsft.evaluation import (
+    DetectionEvaluation,
+    calibrate,
+    judge,
+    load_detection_counts,
+    score_detections,
+)
 from visionsft.evaluation.robustness import measure_robustness
 from visionsft.gate import parse
 from visionsft.loading import load_config
@@ -174,8 +180,14 @@ def test_from_configuration_to_files(
     assert values[3] == 0
     assert all(value is not None for value in values)
     (tmp_path / "gates.txt").write_text(f"ece <= 0.1\nrecall[{CLASSES[0]}s] >= 0.5\n")
-    with pytest.raises(ConfigError, match=r"(?s)calibration of detectors isn't measured.*nearest: dark"):
+    with pytest.raises(ConfigError, match="nearest: dark"):
         gates_of(run, file=tmp_path / "gates.txt")
+    assert scores["calibration"]["iou"] == 0.5
+    (found,) = judge(run, [parse("ece.upper <= 0.1", kind)]).verdicts
+    assert found.value is None
+    assert found.note.startswith("no interval: only")
+    with pytest.raises(RunError, match="a detector has no temperature, which would change no ranking"):
+        calibrate(run)
     told_again(run, evaluation)
     pictures = tmp_path / "data" / ("images/test" if layout == "dota" else "test")
     files = visionsft.predict(run, pictures, tmp_path / "found")
