@@ -60,6 +60,7 @@ from visionsft.evaluation.metrics import (
     summarise_labels,
 )
 from visionsft.evaluation.metrics.classification import certainty
+from visionsft.evaluation.operating import PointPrice, find_point
 from visionsft.evaluation.pictures import confusion_figure, display, picture_sheet, reliability_figure
 from visionsft.evaluation.slices import Metadata, Slices, choose_kinds
 from visionsft.evaluation.temperature import read_temperature
@@ -130,6 +131,8 @@ class ClassificationEvaluation:
     slices: Slices | None = None
     efficiency: Efficiency | None = None
     """If it was asked for."""
+    price: PointPrice | None = None
+    """Of the run's thresholds, if it has any."""
 
     @property
     def decided(self) -> NDArray[np.bool_]:
@@ -161,7 +164,7 @@ class ClassificationEvaluation:
         """What the command line prints and ``table.txt`` holds."""
         tables = [self.scores.table(), self.intervals.table(self.scores)]
         tables += ["\n".join(self.calibration.lines())]
-        tables += [self._threshold_line()] if self.thresholds is not None else []
+        tables += ["\n".join(self.price.lines())] if self.price else []
         tables += [self.slices.table()] if self.slices else []
         tables += [self.efficiency.table()] if self.efficiency else []
         lines = [self.title, "", *"\n\n".join(tables).splitlines(), "", f"the worst images ({RULE}):"]
@@ -178,11 +181,6 @@ class ClassificationEvaluation:
     def worst(self, count: int = WORST) -> list[int]:
         """Indices of the images of lowest certainty, the worst first."""
         return np.argsort(self.answers.certainty, kind="stable")[:count].tolist()
-
-    def _threshold_line(self) -> str:
-        assert self.thresholds is not None
-        pairs = zip(self.answers.classes, self.thresholds.tolist(), strict=True)
-        return "thresholds: " + ", ".join(f"{name} {value:.4f}" for name, value in pairs)
 
     def facts(self, index: int) -> dict[str, Any]:
         """An image and its answer, for JSON."""
@@ -249,9 +247,24 @@ def evaluate_classes(
         skipped=len(loaded.data.skipped),
         slices=slice_answers(answers, kinds, thresholds=thresholds, metadata=known, unit=group_by),
         efficiency=_measure(loaded, split) if efficiency else None,
+        price=_price(run, checkpoint, answers, thresholds) if thresholds is not None else None,
     )
     _write(evaluation, loaded, run.checkpoint(checkpoint))
     return evaluation
+
+
+def _price(
+    run: Run, checkpoint: Checkpoint, answers: Answers, thresholds: NDArray[np.float64]
+) -> PointPrice | None:
+    """What the run's thresholds change, in place of 0.5 for all."""
+    point = find_point(run, answers.classes, checkpoint)
+    if point is None:
+        return None
+    plain, ruled = (
+        summarise_labels(answers.probabilities, answers.labels, answers.classes, thresholds=each).per_class
+        for each in (np.full(len(thresholds), DEFAULT), thresholds)
+    )
+    return PointPrice.of(point, plain, ruled, without=f"probability >= {DEFAULT:g}")
 
 
 def choose_label_thresholds(run: Run | str | Path, *, checkpoint: Checkpoint = "best") -> LabelThresholds:
@@ -435,6 +448,7 @@ def _report(
         "thresholds": None
         if thresholds is None
         else dict(zip(answers.classes, thresholds.tolist(), strict=True)),
+        "operating_point": evaluation.price and evaluation.price.as_dict(),
         **describe_slices(evaluation.slices),
         "efficiency": evaluation.efficiency and evaluation.efficiency.as_dict(),
     }

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,14 +15,29 @@ from visionsft.evaluation import boundaries, calibration
 from visionsft.evaluation.boundaries import BoundaryCounts, count_boundaries
 from visionsft.evaluation.calibration import ErrorInterval
 from visionsft.evaluation.intervals import Unit
-from visionsft.evaluation.metrics.segmentation import number, without_nan
+from visionsft.evaluation.metrics.segmentation import (
+    SegmentationScores,
+    confusion_matrix,
+    number,
+    summarise,
+    without_nan,
+)
+from visionsft.evaluation.operating import AppliedPoint, PointPrice
 from visionsft.evaluation.temperature import Temperature
 
 
 class Details:
     """Calibration, and boundaries where they are wanted, sample by sample in the loader's order."""
 
-    def __init__(self, num_classes: int, *, temperature: Temperature | None, with_boundaries: bool) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        temperature: Temperature | None,
+        with_boundaries: bool,
+        point: AppliedPoint | None = None,
+    ) -> None:
+        """point: the run's thresholds, whose price is to be counted, too."""
         self.num_classes = num_classes
         self.temperature = temperature
         self.with_boundaries = with_boundaries
@@ -29,6 +45,9 @@ class Details:
         self._before = np.zeros((calibration.BINS, 3))
         """Of the highest probability over the whole split, without the temperature."""
         self._boundaries: list[BoundaryCounts] = []
+        self.point = point
+        self._ruled = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        """Confusion matrix of the thresholds' rule."""
         self.interval: ErrorInterval | None = None
         """Of the calibration error, once `bound` was called."""
 
@@ -41,6 +60,9 @@ class Details:
         lattice = np.s_[..., :: calibration.STEP, :: calibration.STEP]
         for planes, mask in zip(logits[lattice], masks[lattice].to(logits.device), strict=True):
             self._add_reliability(planes, mask)
+        if self.point is not None:
+            decided = self.point.decide(logits).cpu()
+            self._ruled += confusion_matrix(decided, masks, self.num_classes)
         if self.with_boundaries:
             for prediction, truth in zip(classes.numpy(), masks.numpy().astype(np.uint8), strict=True):
                 self._boundaries.append(count_boundaries(prediction, truth, self.num_classes))
@@ -60,6 +82,13 @@ class Details:
     def ece(self) -> float:
         """Expected calibration error of the split, with the temperature."""
         return float(calibration.calibration_error(self.reliability.sum(axis=0))[0])
+
+    def price(self, plain: SegmentationScores) -> PointPrice | None:
+        """What the thresholds change; plain: the scores without them."""
+        if self.point is None:
+            return None
+        ruled = summarise(self._ruled, self.point.names)
+        return PointPrice.of(self.point, plain.per_class, ruled.per_class, without="most probable class")
 
     @property
     def boundaries(self) -> BoundaryCounts | None:

@@ -19,7 +19,7 @@ from visionsft.errors import RunError
 from visionsft.evaluation.label_calibration import temper
 from visionsft.evaluation.metrics import ClassificationScores
 from visionsft.evaluation.metrics.segmentation import number
-from visionsft.evaluation.thresholds import FILE
+from visionsft.evaluation.operating import FILE, describe_owner
 from visionsft.runs import Checkpoint, Run
 
 DEFAULT = 0.5
@@ -59,8 +59,8 @@ def store_thresholds(
     run: Run, checkpoint: Checkpoint, values: dict[str, float], *, temperature: float = 1.0
 ) -> Path:
     """Write ``thresholds.json`` of the run; temperature: of the probabilities that they are of."""
-    owner = {"checkpoint": run.identify(checkpoint), "temperature": temperature}
-    return run.write_json(FILE, {"rule": RULE, **owner, "thresholds": values})
+    known = {"temperature": temperature, "thresholds": values}
+    return run.write_json(FILE, {"rule": RULE, **known, **describe_owner(run, checkpoint)})
 
 
 def read_thresholds(

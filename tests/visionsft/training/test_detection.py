@@ -16,6 +16,7 @@ from visionsft.errors import ConfigError, RunError
 from visionsft.evaluation import (
     DetectionEvaluation,
     calibrate,
+    choose_scores,
     judge,
     load_detection_counts,
     score_detections,
@@ -131,6 +132,29 @@ def told_again(run: visionsft.Run, evaluation: DetectionEvaluation) -> None:
         assert len(sample["marks"]["error"]) == 1
 
 
+def operated(run: visionsft.Run, pictures: Path, folder: Path) -> None:
+    """Scores by class, chosen on validation, shown by evaluate and used by predict."""
+    with pytest.raises(RunError, match="has no operating point"):
+        visionsft.predict(run, pictures, folder / "operated", operating_point=True)
+    point = choose_scores(run, [f"recall[{CLASSES[0]}] >= 0.3"])
+    assert point.thresholds[0].recall >= 0.3
+    assert "on test:" in point.table()
+    evaluation = visionsft.evaluate(run)
+    assert isinstance(evaluation, DetectionEvaluation)
+    assert evaluation.price is not None
+    assert point.price is not None
+    assert evaluation.price.as_dict() == point.price.as_dict()
+    assert "operating point" in evaluation.table()
+    assert "Operating point" in visionsft.report(run).read_text()
+    files = visionsft.predict(run, pictures, folder / "operated", operating_point=True)
+    least = point.thresholds[0].value
+    for file in files:
+        rows = [row for row in json.loads(file.read_text())["annotations"] if row["category_id"] == 0]
+        assert all(row["score"] >= least - 1e-5 for row in rows)  # they are rounded
+    kept = json.loads((folder / "operated" / f"{files[0].stem}_operating_point.json").read_text())
+    assert kept["thresholds"] == {CLASSES[0]: least}
+
+
 @pytest.mark.parametrize(
     ("layout", "kind", "head", "data"),
     [
@@ -192,6 +216,8 @@ def test_from_configuration_to_files(
     pictures = tmp_path / "data" / ("images/test" if layout == "dota" else "test")
     files = visionsft.predict(run, pictures, tmp_path / "found")
     assert len(files) == 4
+    if head["name"] == "fcos":
+        operated(run, pictures, tmp_path)
     assert {"images", "annotations", "categories"} <= json.loads(files[0].read_text()).keys()
 
 
