@@ -59,13 +59,18 @@ class Difference:
     p_holm: float = math.nan
 
 
-def differences(first: Samples, second: Samples) -> tuple[Difference, ...]:
-    """Every metric of two comparable runs, over all classes and class by class."""
+def differences(first: Samples, second: Samples, *, tested: bool = True) -> tuple[Difference, ...]:
+    """Every metric of two comparable runs, over all classes and class by class.
+
+    tested: with p-values, which take most of the time; nan without.
+    """
     score, truth = first.scorer(second), first.weights()
     estimates = first.estimates(), second.estimates()
     found = _subtract(*estimates)
     ends = _ends(_draw(score, len(truth)), found, truth=truth)
-    p = permutation_test(score, len(truth), permutations=first.permutations)
+    p = {metric: np.full(values.shape, np.nan) for metric, values in found.items()}
+    if tested:
+        p = permutation_test(score, len(truth), permutations=first.permutations)
     rows = []
     for key, values in found.items():
         metric, by_class = key

@@ -17,7 +17,6 @@ from xml.etree import ElementTree
 from visionsft.errors import RunError
 from visionsft.evaluation.differences import differences
 from visionsft.evaluation.samples import check_comparable, read_samples
-from visionsft.evaluation.verification import same_truth
 from visionsft.files import write_text
 from visionsft.gate import CALIBRATION, EFFICIENCY, VOCABULARIES, Gate, Vocabulary
 from visionsft.runs import Run
@@ -129,36 +128,24 @@ def _value_of(gate: Gate, values: Values, scores: Mapping[str, Any], run: Run) -
 def _drop(gate: Gate, split: str, run: Run) -> tuple[float | None, str]:
     """The baseline's value minus this run's, or an end of its interval, if both are of the same test data."""
     baseline = Run.open(str(gate.baseline))
-    if run.task != "segmentation":
-        return _plain_drop(gate, split, baseline, run)
     try:
         first, second = (read_samples(each, split) for each in (baseline, run))
         check_comparable(first, second)
+        before, now = (look_up(each.scores(split), run.task).get(_plain(gate)) for each in (baseline, run))
     except RunError as error:
         return None, str(error)
-    rows = differences(first, second)
-    row = next(row for row in rows if (row.metric, row.of) == (gate.metric, gate.of))
-    if math.isnan(row.difference):
-        return None, f"not defined in {baseline.path} or here: no pixel of '{gate.of}'"
-    note = f"{row.first:.4f} in {baseline.path}, {row.second:.4f} here"
-    if gate.end is None:
-        return -row.difference, note
-    if row.ends is None:
-        return None, f"no interval of the drop: too few groups with pixels of it ({note})"
-    return -row.ends[gate.end == "lower"], f"drop {-row.difference:.4f}: {note}"
-
-
-def _plain_drop(gate: Gate, split: str, baseline: Run, run: Run) -> tuple[float | None, str]:
-    """The same of other tasks."""
-    try:
-        same_truth(baseline, run, split)
-        values = [look_up(each.scores(split), run.task).get(gate.value) for each in (baseline, run)]
-    except RunError as error:
-        return None, str(error)
-    first, second = values
-    if first is None or second is None:
+    if before is None or now is None:
         return None, f"not defined in {baseline.path} or here"
-    return first - second, f"{first:.4f} in {baseline.path}, {second:.4f} here"
+    note = f"{before:.4f} in {baseline.path}, {now:.4f} here"
+    if gate.end is None:
+        return before - now, note
+    rows = differences(first, second, tested=False)
+    row = next((row for row in rows if (row.metric, row.of) == (gate.metric, gate.of)), None)
+    if row is None or row.ends is None:
+        counted = VOCABULARIES[run.task].counted
+        reason = "evaluate both again" if row is None else f"too few groups with {counted}s of it"
+        return None, f"no interval of the drop: {reason} ({note})"
+    return -row.ends[gate.end == "lower"], f"drop {-row.difference:.4f}: {note}"
 
 
 # ---------------------------------------------------------------------------------------- values

@@ -203,6 +203,10 @@ def test_from_configuration_to_files(
     assert values[:2] == [scores["scores"]["ap50"], scores["scores"]["per_class"][0]["recall"]]
     assert values[3] == 0
     assert all(value is not None for value in values)
+    drops = ["recall.upper"] + (["mask_ap50.lower"] if kept.masks else [])
+    for drop in drops:
+        (found,) = judge(run, [parse(f"{drop} drop_vs {run.path} <= 0", kind)]).verdicts
+        assert found.note.startswith("no interval of the drop: too few groups with objects of it")
     (tmp_path / "gates.txt").write_text(f"ece <= 0.1\nrecall[{CLASSES[0]}s] >= 0.5\n")
     with pytest.raises(ConfigError, match="nearest: dark"):
         gates_of(run, file=tmp_path / "gates.txt")
