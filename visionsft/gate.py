@@ -44,8 +44,6 @@ class Vocabulary:
     """Scored slice by slice, likewise."""
     counted: str
     """What a class has none of where it isn't in truth."""
-    boundaries: tuple[str, ...] = ()
-    """Only scored on request."""
     slices: tuple[str, ...] = ("group", "brightness")
     """By what every split can be sliced, besides 'name:REGEX' and the columns of a metadata file."""
     aliases: tuple[tuple[str, str], ...] = ()
@@ -71,7 +69,8 @@ def _of_class(*names: str) -> tuple[str, ...]:
 TOTALS = ("mean_iou", "frequency_weighted_iou", "pixel_accuracy", "mean_recall")
 """Metrics of the whole split."""
 PER_CLASS = ("iou", "recall", "precision", "f1")
-_BOUNDARIES = ("mean_boundary_iou", "mean_boundary_f1", "boundary_iou", "boundary_f1")
+_BOUNDARIES = ("mean_boundary_iou", "mean_boundary_f1", "object_recall")
+_BOUNDARY_CLASS = ("boundary_iou", "boundary_f1", "object_recall")
 _BOXES = ("map", "ap50", "ap75", "ar", "recall", "precision", "log_average_miss_rate",
           "recall_at_fppi.0.1", "recall_at_fppi.1")  # fmt: skip
 _BOX_CLASS = ("ap", "ap50", "recall", "precision", "log_average_miss_rate", "best_recall", "best_precision", "best_f1")
@@ -86,12 +85,11 @@ def _masks(*names: str) -> tuple[str, ...]:
 
 
 _SEGMENTATION = Vocabulary(
-    totals=(*TOTALS, *_BOUNDARIES[:2]),
-    per_class=(*PER_CLASS, *_BOUNDARIES[2:]),
-    with_interval=(*TOTALS, *_of_class(*PER_CLASS)),
+    totals=(*TOTALS, *_BOUNDARIES),
+    per_class=(*PER_CLASS, *_BOUNDARY_CLASS),
+    with_interval=(*TOTALS, *_BOUNDARIES, *_of_class(*PER_CLASS, *_BOUNDARY_CLASS)),
     sliced=("mean_iou", "pixel_accuracy", "mean_recall", *_of_class("iou", "recall")),
     counted="pixel",
-    boundaries=_BOUNDARIES,
     slices=("group", "brightness", "object_size", "edge_distance"),
 )
 _DETECTION = Vocabulary(
@@ -172,7 +170,7 @@ class Gate:
     @property
     def is_about_boundaries(self) -> bool:
         """Likewise."""
-        return self.metric in _BOUNDARIES
+        return self.metric in (*_BOUNDARIES, *_BOUNDARY_CLASS)
 
     @property
     def is_floor(self) -> bool:

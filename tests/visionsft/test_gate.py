@@ -152,7 +152,7 @@ def test_gates_of_other_tasks_are_understood(task: str, text: str, gate: Gate) -
         ("classification", "acuracy >= 0.9", "nearest: accuracy"),
         ("classification", "accuracy >= 90", "limit from 0 to 1"),
         ("classification", "recall >= 0.9", "must say the class"),
-        ("segmentation", "mean_boundary_iou.lower >= 0.5", "must not have .lower: intervals are of mean_iou"),
+        ("segmentation", "object_recall >= 50", "limit from 0 to 1"),
     ],
 )
 def test_what_other_tasks_refuse(task: str, text: str, said: str) -> None:

@@ -13,6 +13,12 @@ from torch import Tensor
 
 from visionsft.evaluation import boundaries, calibration
 from visionsft.evaluation.boundaries import BoundaryCounts, count_boundaries
+from visionsft.evaluation.boundary_intervals import (
+    BoundaryIntervals,
+    boundary_intervals,
+    boundary_margins,
+    boundary_scores,
+)
 from visionsft.evaluation.calibration import ErrorInterval
 from visionsft.evaluation.intervals import Unit
 from visionsft.evaluation.metrics.segmentation import (
@@ -49,11 +55,15 @@ class Details:
         self._ruled = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         """Confusion matrix of the thresholds' rule."""
         self.interval: ErrorInterval | None = None
-        """Of the calibration error, once `bound` was called."""
+        """Of the calibration error, once `bound` was called..."""
+        self.boundary_intervals: BoundaryIntervals | None = None
+        """...and of the boundaries."""
 
-    def bound(self, groups: Sequence[str], *, unit: Unit) -> None:
-        """Resample what was counted by group: N names."""
+    def bound(self, groups: Sequence[str], names: Sequence[str], *, unit: Unit) -> None:
+        """Resample what was counted by group: N names of groups, K of classes."""
         self.interval = calibration.error_interval(self.reliability[:, 0], groups, unit=unit)
+        if (counts := self.boundaries) is not None:
+            self.boundary_intervals = boundary_intervals(counts, groups, names, unit=unit)
 
     def add(self, logits: Tensor, classes: Tensor, masks: Tensor) -> None:
         """One batch: (B, K, H, W) float, and (B, H, W) uint8 and int64."""
@@ -110,6 +120,8 @@ class Details:
         report["calibration"]["temperature"] = without_nan(self._describe_temperature())
         if self.with_boundaries:
             report["boundaries"] = boundaries.describe(BoundaryCounts.stack(self._boundaries).sum(), names)
+            if self.boundary_intervals is not None:
+                report["boundaries"]["intervals"] = self.boundary_intervals.as_dict()
         return report
 
     def _describe_temperature(self) -> dict[str, Any] | None:
@@ -130,5 +142,8 @@ class Details:
             f"  = {calibration.DEFINITIONS['ece']}",
         ]
         if self.with_boundaries:
-            lines += boundaries.summary(BoundaryCounts.stack(self._boundaries).sum())
+            whole = BoundaryCounts.stack(self._boundaries).sum()
+            if self.boundary_intervals is not None:
+                lines += self.boundary_intervals.lines(boundary_scores(boundary_margins(whole))[0])
+            lines += boundaries.summary(whole)
         return lines

@@ -84,7 +84,8 @@ def differences(first: Samples, second: Samples, *, tested: bool = True) -> tupl
 
 
 def _subtract(first: Scores, second: Scores) -> Scores:
-    return {metric: second[metric] - first[metric] for metric in first}
+    """Of what both have."""
+    return {metric: second[metric] - first[metric] for metric in first if metric in second}
 
 
 def _both(score: Scorer, first: NDArray[np.float64], second: NDArray[np.float64]) -> Scores:

@@ -193,7 +193,7 @@ def evaluate_segmentation(
         samples = f"{len(counts.items)} samples"
         raise DataError(f"{loaded.data.root}: no pixel of the {split} split is labelled ({samples})")
     intervals = _intervals(counts, group_by)
-    details.bound(counts.names(group_by), unit=group_by)
+    details.bound(counts.names(group_by), names, unit=group_by)
     evaluation = Evaluation(
         run=run.name,
         split=split,

@@ -143,7 +143,7 @@ def _drop(gate: Gate, split: str, run: Run) -> tuple[float | None, str]:
     row = next((row for row in rows if (row.metric, row.of) == (gate.metric, gate.of)), None)
     if row is None or row.ends is None:
         counted = VOCABULARIES[run.task].counted
-        reason = "evaluate both again" if row is None else f"too few groups with {counted}s of it"
+        reason = "evaluate both again in the same way" if row is None else f"too few groups with {counted}s of it"
         return None, f"no interval of the drop: {reason} ({note})"
     return -row.ends[gate.end == "lower"], f"drop {-row.difference:.4f}: {note}"
 
@@ -158,6 +158,7 @@ def look_up(scores: Mapping[str, Any], task: str = "segmentation") -> dict[str, 
         **_metrics(scores, words),
         **_interval_ends(scores.get("intervals") or {}),
         **_interval_ends(scores.get("mask_intervals") or {}, prefix="mask_"),
+        **_interval_ends((scores.get("boundaries") or {}).get("intervals") or {}),
         **_slice_extremes(scores.get("slices") or [], words),
         **_efficiency(scores.get("efficiency") or {}),
         **_calibration(scores),
@@ -179,7 +180,7 @@ def _part(scores: Mapping[str, Any], metric: str) -> tuple[Mapping[str, Any], st
 
 def _total(scores: Mapping[str, Any], metric: str) -> float | None:
     """Of the whole split; top_k.3 is top_k's 3."""
-    if metric.startswith("mean_boundary"):
+    if metric.startswith("mean_boundary") or metric == "object_recall":
         return (scores.get("boundaries") or {}).get(metric)
     part, name = _part(scores, metric)
     if name in part:
@@ -190,8 +191,9 @@ def _total(scores: Mapping[str, Any], metric: str) -> float | None:
 
 def _of_classes(scores: Mapping[str, Any], metric: str) -> dict[str, float | None]:
     """By class."""
-    if metric.startswith("boundary"):
-        rows = (scores.get("boundaries") or {}).get(metric) or dict.fromkeys(scores["classes"])
+    if metric.startswith("boundary") or metric == "object_recall":
+        key = f"{metric}_per_class" if metric == "object_recall" else metric
+        rows = (scores.get("boundaries") or {}).get(key) or dict.fromkeys(scores["classes"])
         return {name: row["f1"] if isinstance(row, dict) else row for name, row in rows.items()}
     part, name = _part(scores, metric)
     return {row["name"]: row[name] for row in part.get("per_class", ())}
@@ -269,7 +271,8 @@ def _reason(gate: Gate, scores: Mapping[str, Any], words: Vocabulary) -> str:
         of = f" of '{gate.of}'" if gate.of else ""
         return f"not defined: no {words.counted}{of} {where} of split '{scores['split']}'"
     kept = "mask_intervals" if gate.metric.startswith("mask_") else "intervals"
-    return f"no interval: {_no_interval(gate, scores.get(kept) or {})}"
+    part = scores["boundaries"] if gate.is_about_boundaries else scores
+    return f"no interval: {_no_interval(gate, part.get(kept) or {})}"
 
 
 def _no_interval(gate: Gate, intervals: Mapping[str, Any]) -> str:

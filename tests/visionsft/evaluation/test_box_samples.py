@@ -98,9 +98,9 @@ def test_masks_that_fill_their_boxes_have_the_boxes_numbers(cases) -> None:
     truths = [truth.round() for truth in make_truths(rng, 24)]
     runs = []
     for skill in (0.9, 0.5):
-        counts = cases.counts(CLASSES, [
-            replace(row, found=row.found.round().clip(0, 150)) for row in detector(rng, truths, cases, skill=skill).counts.boxes
-        ], [f"drive{i // 3}" for i in range(24)])  # fmt: skip
+        found = detector(rng, truths, cases, skill=skill).counts.boxes
+        whole = [replace(row, found=row.found.round().clip(0, 150)) for row in found]
+        counts = cases.counts(CLASSES, whole, [f"drive{i // 3}" for i in range(24)])
         counts.masks = [filled(row) for row in counts.boxes]
         runs.append(samples(counts))
     rows = {(row.metric, row.of): row for row in differences(*runs, tested=False)}
