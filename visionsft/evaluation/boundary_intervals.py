@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ def boundary_margins(counts: BoundaryCounts) -> NDArray[np.int64]:
     return np.concatenate([counts.regions, counts.edges, counts.objects.sum(axis=-2)], axis=-1)
 
 
-def boundary_scores(margins: NDArray[np.float64] | NDArray[np.int64]) -> tuple[Numbers, Numbers]:
+def boundary_scores(margins: NDArray[Any]) -> tuple[Numbers, Numbers]:
     """(..., K, 8) -> (...) of all classes and (..., K) of each: boundary IoU and F1, and recall of objects."""
     objects = margins[..., 6:]
     classes = {

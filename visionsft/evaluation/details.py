@@ -68,8 +68,9 @@ class Details:
     def add(self, logits: Tensor, classes: Tensor, masks: Tensor) -> None:
         """One batch: (B, K, H, W) float, and (B, H, W) uint8 and int64."""
         lattice = np.s_[..., :: calibration.STEP, :: calibration.STEP]
-        for planes, mask in zip(logits[lattice], masks[lattice].to(logits.device), strict=True):
-            self._add_reliability(planes, mask)
+        seen = (each[lattice].to(logits.device) for each in (logits, masks, classes))
+        for sample in zip(*seen, strict=True):
+            self._add_reliability(*sample)
         if self.point is not None:
             decided = self.point.decide(logits).cpu()
             self._ruled += confusion_matrix(decided, masks, self.num_classes)
@@ -77,9 +78,9 @@ class Details:
             for prediction, truth in zip(classes.numpy(), masks.numpy().astype(np.uint8), strict=True):
                 self._boundaries.append(count_boundaries(prediction, truth, self.num_classes))
 
-    def _add_reliability(self, planes: Tensor, mask: Tensor) -> None:
+    def _add_reliability(self, planes: Tensor, mask: Tensor, classes: Tensor) -> None:
         value = 1.0 if self.temperature is None else self.temperature.value
-        self._reliability.append(calibration.reliability(planes, mask, temperature=value))
+        self._reliability.append(calibration.reliability(planes, mask, temperature=value, classes=classes))
         if self.temperature is not None:
             self._before += calibration.best_reliability(planes, mask)
 
