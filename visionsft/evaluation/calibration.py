@@ -138,8 +138,10 @@ def error_interval(
 ) -> ErrorInterval:
     """95 % bootstrap by group, from each sample's histogram (N, BINS, 3); see `visionsft.evaluation.intervals`.
 
-    It says how far the number would move on other groups. The number itself is a little too large where bins hold
-    few independent samples, since chance alone drives share and probability apart (Nixon et al. 2019).
+    The number is too large where bins hold few independent samples, since chance alone drives share and probability
+    apart (Nixon et al. 2019). Draws are so again beyond it, by about as much: the lower end takes that off, the upper
+    end doesn't, so that it is safe. Simulated with 10 to 200 groups that err alike, 95-98 % hold an error of 0.05 or
+    0.15; one of nearly 0 only 79 %, of which the rest lie above it.
     """
     gaps, counts = histograms[..., 2] - histograms[..., 1], histograms[..., 0].sum(axis=-1)
     _, sums = group_sums(np.concatenate([gaps, counts[:, None]], axis=-1), groups)
@@ -150,7 +152,9 @@ def error_interval(
     drawn = resample(sums)
     values = ratio(np.abs(drawn[:, :-1]).sum(axis=-1), drawn[:, -1])
     estimate = calibration_error(histograms.sum(axis=0))
-    return ErrorInterval(pair(*interval(values, estimate, groups=effective)), None)
+    low, _ = interval(values, 2 * estimate - values.mean(), groups=effective, method="t")
+    _, high = interval(values, estimate, groups=effective)
+    return ErrorInterval(pair(max(0.0, float(low)), high), None)
 
 
 def describe(
