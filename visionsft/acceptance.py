@@ -9,7 +9,7 @@ from pathlib import Path
 
 from visionsft.config import ClassificationConfig
 from visionsft.errors import ConfigError, RunError, nearest
-from visionsft.gate import CALIBRATION, VOCABULARIES, Gate, parse
+from visionsft.gate import VOCABULARIES, Gate, parse
 from visionsft.runs import Run
 
 
@@ -84,10 +84,6 @@ def _mistake(gate: Gate, classes: Sequence[str], slices: Sequence[str], split: s
 
 def _meaningless(gate: Gate, run: Run) -> str | None:
     """What a run of this task doesn't have."""
-    if gate.baseline and gate.end and run.task != "segmentation":
-        return "the interval of a drop is of segmentation; `visionsft compare` has what there is of other tasks"
-    if gate.metric in CALIBRATION and run.task not in ("segmentation", "classification"):
-        return "the calibration of detectors isn't measured"
     if gate.metric.startswith("top_k."):
         config, count = run.config, len(run.read_json("data.json")["classes"])
         if isinstance(config, ClassificationConfig) and config.task.multi_label:

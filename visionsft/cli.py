@@ -388,22 +388,28 @@ def thresholds(
     run: RunFolder,
     requirements: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[REQUIREMENT]...", help="Of maps, for example 'recall[Pedestrian] >= 0.9'."),
+        typer.Argument(metavar="[REQUIREMENT]...", help="Of maps and objects, e.g. 'recall[Pedestrian] >= 0.9'."),
     ] = None,
     checkpoint: Annotated[Checkpoint, typer.Option(help="Weights to use.")] = Checkpoint.best,
 ) -> None:
     """Choose class thresholds on validation: for requirements, or of images with several classes for the best F1."""
     from visionsft.runs import Run
 
-    if Run.open(run).task == "classification":
+    task = Run.open(run).task
+    if task == "classification":
         if requirements:
-            raise typer.BadParameter("requirements are for maps; of images each class gets its best F1")
+            raise typer.BadParameter("requirements are for maps and objects; of images each class gets its best F1")
         from visionsft.evaluation import choose_label_thresholds
 
         typer.echo(choose_label_thresholds(run, checkpoint=checkpoint.value).table())
         return
     if not requirements:
-        raise typer.BadParameter("maps need a requirement, for example 'recall[Pedestrian] >= 0.9'")
+        raise typer.BadParameter("maps and objects need a requirement, for example 'recall[Pedestrian] >= 0.9'")
+    if task != "segmentation":
+        from visionsft.evaluation import choose_scores
+
+        typer.echo(choose_scores(run, requirements, checkpoint=checkpoint.value).table())
+        return
     from visionsft.evaluation import choose_thresholds
 
     typer.echo(choose_thresholds(run, requirements, checkpoint=checkpoint.value).table())
@@ -438,6 +444,9 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace predictions that exist.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep predictions that exist, do the rest.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also draw them over the images.")] = False,
+    operating_point: Annotated[
+        bool, typer.Option("--operating-point", help="Decide by the run's class thresholds (`thresholds`).")
+    ] = False,
     layer: Annotated[
         list[str] | None, typer.Option(help="Scenes: also probability, confidence, entropy; repeatable.")
     ] = None,
@@ -501,7 +510,8 @@ def predict(
         backend=backend.value,
     )  # fmt: skip
     predictions = predict_all(
-        run, inputs, out, overwrite=overwrite, resume=resume, overlay=overlay, scenes=scenes,
+        run, inputs, out, overwrite=overwrite, resume=resume, overlay=overlay, operating_point=operating_point,
+        scenes=scenes,
         frames=FrameOptions(drives=drives, every=every, rate=rate, masks=masks),
         objects=DetectionOptions(**{key: value for key, value in given.items() if value is not None}),
         labels=LabelOptions(top), engine=engine.value,

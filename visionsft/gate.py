@@ -44,8 +44,6 @@ class Vocabulary:
     """Scored slice by slice, likewise."""
     counted: str
     """What a class has none of where it isn't in truth."""
-    boundaries: tuple[str, ...] = ()
-    """Only scored on request."""
     slices: tuple[str, ...] = ("group", "brightness")
     """By what every split can be sliced, besides 'name:REGEX' and the columns of a metadata file."""
     aliases: tuple[tuple[str, str], ...] = ()
@@ -58,7 +56,7 @@ class Vocabulary:
         return tuple(dict.fromkeys((*self.totals, *self.per_class, *CALIBRATION, *EFFICIENCY)))
 
     def has_interval(self, metric: str, of: str | None) -> bool:
-        return (f"{metric}[]" if of else metric) in self.with_interval
+        return metric in CALIBRATION or (f"{metric}[]" if of else metric) in self.with_interval
 
     def is_sliced(self, metric: str, of: str | None) -> bool:
         return (f"{metric}[]" if of else metric) in self.sliced
@@ -71,7 +69,8 @@ def _of_class(*names: str) -> tuple[str, ...]:
 TOTALS = ("mean_iou", "frequency_weighted_iou", "pixel_accuracy", "mean_recall")
 """Metrics of the whole split."""
 PER_CLASS = ("iou", "recall", "precision", "f1")
-_BOUNDARIES = ("mean_boundary_iou", "mean_boundary_f1", "boundary_iou", "boundary_f1")
+_BOUNDARIES = ("mean_boundary_iou", "mean_boundary_f1", "object_recall")
+_BOUNDARY_CLASS = ("boundary_iou", "boundary_f1", "object_recall")
 _BOXES = ("map", "ap50", "ap75", "ar", "recall", "precision", "log_average_miss_rate",
           "recall_at_fppi.0.1", "recall_at_fppi.1")  # fmt: skip
 _BOX_CLASS = ("ap", "ap50", "recall", "precision", "log_average_miss_rate", "best_recall", "best_precision", "best_f1")
@@ -86,12 +85,11 @@ def _masks(*names: str) -> tuple[str, ...]:
 
 
 _SEGMENTATION = Vocabulary(
-    totals=(*TOTALS, *_BOUNDARIES[:2]),
-    per_class=(*PER_CLASS, *_BOUNDARIES[2:]),
-    with_interval=(*TOTALS, *_of_class(*PER_CLASS)),
+    totals=(*TOTALS, *_BOUNDARIES),
+    per_class=(*PER_CLASS, *_BOUNDARY_CLASS),
+    with_interval=(*TOTALS, *_BOUNDARIES, *_of_class(*PER_CLASS, *_BOUNDARY_CLASS)),
     sliced=("mean_iou", "pixel_accuracy", "mean_recall", *_of_class("iou", "recall")),
     counted="pixel",
-    boundaries=_BOUNDARIES,
     slices=("group", "brightness", "object_size", "edge_distance"),
 )
 _DETECTION = Vocabulary(
@@ -172,7 +170,7 @@ class Gate:
     @property
     def is_about_boundaries(self) -> bool:
         """Likewise."""
-        return self.metric in _BOUNDARIES
+        return self.metric in (*_BOUNDARIES, *_BOUNDARY_CLASS)
 
     @property
     def is_floor(self) -> bool:
@@ -267,11 +265,12 @@ def _check_parts(gate: Gate, words: Vocabulary) -> None:
         raise ValueError(f"must not have slice(): slices have {_listed(words.sliced)}, not {_name(gate)}")
     if gate.by and (gate.end or gate.baseline):
         raise ValueError("must not combine slice() with .lower, .upper or drop_vs: that has no value")
-    part = (gate.end and f".{gate.end}") or (gate.baseline and "drop_vs")
-    if part and gate.metric in (*EFFICIENCY, *CALIBRATION):
+    part = (gate.baseline and "drop_vs") or (gate.end and f".{gate.end}")
+    if part and (gate.metric in EFFICIENCY or (gate.baseline and gate.metric in CALIBRATION)):
         raise ValueError(f"must not have {part}: {gate.metric} is one number of the whole split")
     if gate.end and not words.has_interval(gate.metric, gate.of):
-        raise ValueError(f"must not have {part}: intervals are of {_listed(words.with_interval)}, not {_name(gate)}")
+        told = _listed(words.with_interval)
+        raise ValueError(f"must not have .{gate.end}: intervals are of {told}, not {_name(gate)}")
 
 
 def _name(gate: Gate) -> str:

@@ -254,7 +254,7 @@ def reliability(
     right: str = "predicted right",
 ) -> Figure:
     """How often answers of a confidence are right: {"confidence", "accuracy", "pixels" or "count"}; dots by these."""
-    counts = [row["count"] if "count" in row else row["pixels"] for row in bins]
+    counts = [_counted(row) for row in bins]
     filled = [(row, count) for row, count in zip(bins, counts, strict=True) if count]
     share = np.array([count for _, count in filled], np.float64)
     share /= max(share.sum(), 1)
@@ -271,11 +271,16 @@ def reliability(
     return figure
 
 
+def _counted(row: Row) -> int:
+    """Pixels, or other answers, in a bin."""
+    return int(row["count"] if "count" in row else row["pixels"])
+
+
 def class_reliability(bins_per_class: Mapping[str, Sequence[Row]]) -> Figure:
-    """How often pixels are of a class, by the probability given to it: small axes, one a class."""
+    """How often pixels or images are of a class, by the probability given to it: small axes, one a class."""
     figure, grid = _small_axes(bins_per_class)
     for axes, bins in zip(grid, bins_per_class.values(), strict=False):
-        filled = [row for row in bins if row["pixels"]]
+        filled = [row for row in bins if _counted(row)]
         axes.plot((0, 1), (0, 1), color=MUTED, linewidth=0.8, linestyle="--")
         axes.plot([row["confidence"] for row in filled], [row["accuracy"] for row in filled], color=BLUE)
     return figure

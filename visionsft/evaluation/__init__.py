@@ -36,6 +36,7 @@ from visionsft.evaluation.pictures import (
     reliability_figure,
 )
 from visionsft.evaluation.robustness import Robustness, measure_robustness
+from visionsft.evaluation.score_thresholds import choose_scores
 from visionsft.evaluation.scoring import evaluate
 from visionsft.evaluation.slices import Metadata, Slices
 from visionsft.evaluation.temperature import load_temperature
@@ -65,6 +66,7 @@ __all__ = [
     "break_down_errors",
     "calibrate",
     "choose_label_thresholds",
+    "choose_scores",
     "choose_thresholds",
     "colourise",
     "compare",

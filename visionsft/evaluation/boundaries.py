@@ -224,19 +224,19 @@ def describe(counts: BoundaryCounts, names: Sequence[str]) -> dict[str, Any]:
         "boundary_f1": dict(zip(names, edges, strict=True)),
         "trimap": _trimap(counts.trimap),
         "objects": {name: _sizes(row) for name, row in zip(names, counts.objects, strict=True)},
+        "object_recall": _found_share(counts.objects.sum(axis=(0, 1))),
+        "object_recall_per_class": {
+            name: _found_share(row.sum(axis=0)) for name, row in zip(names, counts.objects, strict=True)
+        },
         "definition": DEFINITIONS,
     }
     return without_nan(report)
 
 
 def summary(counts: BoundaryCounts) -> list[str]:
-    """The numbers over all classes, in lines of text."""
+    """The trimap's numbers over all classes, in a line of text."""
     near = " · ".join(f"{row['distance']} px {row['mean_iou']:.4f}" for row in _trimap(counts.trimap))
-    return [
-        f"boundary IoU             {_mean(boundary_iou(counts.regions)):.4f}  (mean over classes)",
-        f"boundary F1              {_mean(boundary_f1(counts.edges)[:, 2]):.4f}  (mean over classes)",
-        f"mean IoU near label edges, within {near}",
-    ]
+    return [f"mean IoU near label edges, within {near}"]
 
 
 def _trimap(counts: NDArray[np.int64]) -> list[dict[str, float]]:
@@ -269,6 +269,11 @@ def _sizes(counts: NDArray[np.int64]) -> list[dict[str, Any]]:
         }
         for start, end, (objects, found) in zip((1, *SIZES), ends, counts.tolist(), strict=True)
     ]
+
+
+def _found_share(counts: NDArray[np.int64]) -> float:
+    """counts: (2,) objects and found ones; nan without any."""
+    return float(ratio(counts[1], counts[0]))
 
 
 def _mean(values: NDArray[np.float64]) -> float:

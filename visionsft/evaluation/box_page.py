@@ -12,11 +12,10 @@ import numpy as np
 from visionsft import plots
 from visionsft.evaluation.box_gallery import marks
 from visionsft.evaluation.box_samples import BoxSamples
+from visionsft.evaluation.detection_calibration import DetectionCalibration
 from visionsft.evaluation.detection_intervals import shares
 from visionsft.evaluation.detection_scores import precision_recall_curves
 from visionsft.evaluation.intervals import group_sums
-from visionsft.evaluation.metrics.classification import label_reliability
-from visionsft.evaluation.metrics.matching import match_detections
 from visionsft.evaluation.page import Drawn, Page
 from visionsft.evaluation.reliability import bins_of
 
@@ -79,11 +78,10 @@ class BoxPage(Page):
 
     @cached_property
     def reliability(self) -> dict[str, Any]:
-        """How often detections of a score are right: bins of scores, and their mean distance from it."""
-        (matches,) = match_detections(self.samples.counts.table(), thresholds=(self.scores["iou"],))
-        counted = ~matches.ignored[0]
-        histogram = label_reliability(matches.scores[counted], matches.hits[0, counted])
-        return bins_of(histogram)
+        """How often detections of a score are right: bins of scores of all detections, and the calibration error."""
+        found = DetectionCalibration.of(self.samples.counts, iou=self.scores["iou"])
+        stored = self.facts.scores.get("calibration") or {}
+        return {**bins_of(found.histogram), **found.as_dict(), **stored, "count_all": int(found.histogram[:, 0].sum())}
 
     def figures(self) -> Iterator[Drawn]:
         yield from super().figures()
@@ -92,7 +90,7 @@ class BoxPage(Page):
             names = ", ".join(curves)
             yield "precision_recall", plots.precision_recall_curves(curves), f"Small curves: precision of {names}."
             yield "fppi", plots.false_alarm_curves(curves), f"Small curves: recall by false alarms of {names}."
-        if self.reliability["count"]:
+        if self.reliability["count_all"]:
             figure = plots.reliability(self.reliability["bins"], what="a detection’s score", right="find an object")
             yield "reliability", figure, "Reliability curve: share of detections that find an object, by score."
         if self.errors and self.errors["objects"]:

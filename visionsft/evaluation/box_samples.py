@@ -23,7 +23,7 @@ from visionsft.evaluation.box_pictures import (
     show_item,
 )
 from visionsft.evaluation.detection_counts import FILE, DetectionCounts, load_detection_counts
-from visionsft.evaluation.detection_intervals import Drawn, GroupDetections, image_margins, shares
+from visionsft.evaluation.detection_intervals import GroupDetections, image_margins, shares
 from visionsft.evaluation.intervals import Unit, group_sums
 from visionsft.evaluation.metrics.boxes import ImageBoxes
 from visionsft.evaluation.metrics.matching import match_detections
@@ -48,7 +48,7 @@ class BoxSamples(Samples):
 
     group_score = sample_score = "F1 (at the run's score and IoU)"
     headline = "map"
-    shown = ("ap50", "recall", "precision")
+    shown = ("ap50", "recall", "precision", "mask_ap50", "mask_recall")
     file = FILE
 
     counts: DetectionCounts
@@ -78,12 +78,15 @@ class BoxSamples(Samples):
 
     @property
     def permutations(self) -> int:
-        return int(np.clip(_WORK / max(1, sum(len(row.found) for row in self.counts.boxes)), 999, PERMUTATIONS))
+        work = sum(len(row.found) for row in self.counts.boxes) * (2 if self.counts.masks else 1)
+        return int(np.clip(_WORK / max(1, work), 999, PERMUTATIONS))
 
     def differs(self, other: Samples) -> str | None:
         assert isinstance(other, BoxSamples)
         if self.iou != other.iou:
             return f"count an object as found at different IoU (task.match_iou): {self.iou:g} and {other.iou:g}"
+        if bool(self.counts.masks) != bool(other.counts.masks):
+            return "have outlines in one run and none in the other; evaluate both again"
         pairs = zip(self.ids, self.counts.boxes, other.counts.boxes, strict=True)
         relabelled = [id for id, one, two in pairs if not _same_truth(one, two)]
         return f"were scored with other labels in {say_some(relabelled)}" if relabelled else None
@@ -91,6 +94,13 @@ class BoxSamples(Samples):
     @cached_property
     def _sums(self) -> GroupDetections:
         return GroupDetections.of(self.counts, self.owners, scores=self._scores, iou=self.iou)
+
+    @cached_property
+    def _mask_sums(self) -> GroupDetections | None:
+        """The same by the overlap of masks, where objects have them."""
+        if not self.counts.masks:
+            return None
+        return GroupDetections.of(self.counts, self.owners, scores=self._scores, iou=self.iou, masks=True)
 
     @property
     def _scores(self) -> NDArray[np.float64]:
@@ -105,8 +115,8 @@ class BoxSamples(Samples):
         return image_margins(matches, table, self._scores).sum(axis=2)
 
     def estimates(self) -> Scores:
-        totals, classes = self._sums.exact()
-        return keyed({name: np.asarray(value) for name, value in totals.items()}, classes)
+        found = _exact(self._sums)
+        return found if self._mask_sums is None else found | _by_mask(_exact(self._mask_sums))
 
     def weights(self) -> NDArray[np.int64]:
         return self._sums.margins[:, 1]
@@ -125,12 +135,10 @@ class BoxSamples(Samples):
         owners = np.concatenate([self.owners, other.owners + count])
         scores = np.concatenate([self._scores, other._scores])
         sums = GroupDetections.of(both, owners, scores=scores, iou=self.iou)
-
-        def score(weights: NDArray[np.float64]) -> Scores:
-            drawn: Drawn = sums.scores_of(weights)
-            return keyed(*drawn)
-
-        return score
+        if self._mask_sums is None:
+            return lambda weights: keyed(*sums.scores_of(weights))
+        masks = GroupDetections.of(both, owners, scores=scores, iou=self.iou, masks=True)
+        return lambda weights: keyed(*sums.scores_of(weights)) | _by_mask(keyed(*masks.scores_of(weights)))
 
     def draw(self, other: BoxSamples, split: str, changes: Sequence[Change], *, title: str) -> Figure:
         from visionsft.training.loading import load_data  # its modules use this package's metrics
@@ -161,6 +169,16 @@ class BoxSamples(Samples):
         for part, colour in layers:
             plain = draw_boxes(plain, corners(part) * scale, colour)
         return plain
+
+
+def _exact(sums: GroupDetections) -> Scores:
+    totals, classes = sums.exact()
+    return keyed({name: np.asarray(value) for name, value in totals.items()}, classes)
+
+
+def _by_mask(scores: Scores) -> Scores:
+    """Under their names in gates."""
+    return {(f"mask_{name}", by_class): values for (name, by_class), values in scores.items()}
 
 
 def _f1(margins: NDArray[np.int64]) -> NDArray[np.float64]:

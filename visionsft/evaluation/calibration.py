@@ -7,7 +7,8 @@ to that of the split, so they can be counted in one pass, kept by sample and res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datamodules.batch import IGNORE
+from visionsft.evaluation.intervals import (
+    Ends,
+    Unit,
+    effective_groups,
+    group_sums,
+    interval,
+    pair,
+    resample,
+    too_few,
+)
 from visionsft.evaluation.metrics.segmentation import ratio, without_nan
 
 BINS = 15
@@ -43,45 +54,51 @@ DEFINITIONS = {
 # -------------------------------------------------------------------------------------------- histograms
 
 
-def reliability(logits: Tensor, truth: Tensor, *, temperature: float = 1.0) -> NDArray[np.float64]:
+def reliability(
+    logits: Tensor, truth: Tensor, *, temperature: float = 1.0, classes: Tensor | None = None
+) -> NDArray[np.float64]:
     """Count one sample: ``(K, H, W) float`` and ``(H, W)``, 255 = left out -> ``(K + 1, BINS, 3) float64``.
 
     Row 0 is the highest probability, right where its class is the true one; row 1 + k is class k's own
     probability, right where the truth is k. A bin has its upper edge, not its lower one (as scikit-learn's).
+    classes: (H, W) integer, the classes of the highest logits, if they are known.
     """
-    kept = truth != IGNORE
-    truth = truth[kept].long()
-    probabilities = (logits[:, kept].float() / temperature).softmax(0)
-    best, found = probabilities.max(0)
-    scores = torch.cat([best[None], probabilities])
-    codes = _codes(scores)
+    labels = truth.reshape(-1)
+    planes = logits.reshape(len(logits), -1).float()
+    scores = torch.empty(len(planes) + 1, planes.shape[1], device=planes.device)
+    torch.softmax(planes if temperature == 1 else planes / temperature, 0, out=scores[1:])
+    torch.amax(scores[1:], 0, out=scores[0])
+    codes = _codes(scores, labels == IGNORE)
+    found = planes.argmax(0) if classes is None else classes.reshape(-1)
+    own = labels.long().clamp(max=len(planes) - 1) + 1  # a pixel that is left out has the same code in all rows
     # each pixel is right in one class's row, and in the first if that class is its best
-    return _histogram(
-        scores, codes, right=torch.cat([codes.gather(0, truth[None] + 1)[0], codes[0, found == truth]])
-    )
+    return _histogram(scores, codes, right=torch.cat([codes.gather(0, own[None])[0], codes[0, found == labels]]))
 
 
 def best_reliability(logits: Tensor, truth: Tensor, *, temperature: float = 1.0) -> NDArray[np.float64]:
     """Row 0 of `reliability` alone, in a fraction of its time: ``(BINS, 3) float64``."""
     kept = truth != IGNORE
     best, found = (logits[:, kept].float() / temperature).softmax(0).max(0)
-    codes = _codes(best[None])
+    codes = _codes(best[None], torch.zeros_like(found, dtype=torch.bool))
     return _histogram(best[None], codes, right=codes[0, found == truth[kept]])[0]
 
 
-def _codes(scores: Tensor) -> Tensor:
-    """scores: (R, P) float32 in 0..1 -> (R, P) int64, which of the R * BINS bins each is in."""
-    rows = torch.arange(len(scores), device=scores.device)[:, None]
-    return (scores * BINS).ceil().long().clamp(1, BINS) - 1 + rows * BINS
+def _codes(scores: Tensor, left_out: Tensor) -> Tensor:
+    """scores: (R, P) float32 in 0..1 -> (R, P) int16, which of the R * BINS bins each is in; R * BINS where (P,) is
+    True. Counting is bound by the bytes that are read, and so small codes count faster."""
+    rows = torch.arange(len(scores), device=scores.device, dtype=torch.int16)[:, None]
+    codes = scores.mul(BINS).ceil_().sub_(1).clamp_(0, BINS - 1).to(torch.int16).add_(rows * BINS)
+    return codes.masked_fill_(left_out, len(scores) * BINS)
 
 
 def _histogram(scores: Tensor, codes: Tensor, *, right: Tensor) -> NDArray[np.float64]:
     """scores, codes: (R, P); right: the codes of those that are right -> (R, BINS, 3)."""
-    size = len(scores) * BINS
-    pixels = torch.bincount(codes.ravel(), minlength=size)
-    confidence = torch.bincount(codes.ravel(), weights=scores.ravel().double(), minlength=size)
-    columns = [pixels, confidence, torch.bincount(right, minlength=size)]
-    return torch.stack([column.double() for column in columns], -1).reshape(-1, BINS, 3).cpu().numpy()
+    size, flat = len(scores) * BINS, codes.ravel()
+    pixels = torch.bincount(flat, minlength=size + 1)
+    confidence = torch.bincount(flat, weights=scores.ravel().double(), minlength=size + 1)
+    columns = [pixels, confidence, torch.bincount(right, minlength=size + 1)]
+    found = torch.stack([column[:size].double() for column in columns], -1)
+    return found.reshape(-1, BINS, 3).cpu().numpy()
 
 
 def calibration_error(histogram: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -100,28 +117,77 @@ def equal_mass_error(confidence: NDArray[np.float64], right: NDArray[np.bool_], 
     return float(sum(abs(gap.sum()) for gap in gaps) / len(order))
 
 
-def describe(histogram: NDArray[np.float64], names: Sequence[str]) -> dict[str, Any]:
-    """The numbers of a ``(K + 1, BINS, 3)`` histogram for scores.json; None where a bin is empty."""
-    top, *classes = [_curve(row) for row in histogram]
+@dataclass(frozen=True)
+class ErrorInterval:
+    """The interval of a calibration error; None with the reason."""
+
+    ends: Ends | None
+    note: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For scores.json, beside the error."""
+        return {"interval": self.ends and list(self.ends), "interval_note": self.note}
+
+    def show(self) -> str:
+        """For a table."""
+        return f"no interval: {self.note}" if self.ends is None else "[{:.4f}, {:.4f}]".format(*self.ends)
+
+
+def error_interval(
+    histograms: NDArray[np.float64], groups: Sequence[str], *, unit: Unit, counted: str = "pixels"
+) -> ErrorInterval:
+    """95 % bootstrap by group, from each sample's histogram (N, BINS, 3); see `visionsft.evaluation.intervals`.
+
+    The number is too large where bins hold few independent samples, since chance alone drives share and probability
+    apart (Nixon et al. 2019). Draws are so again beyond it, by about as much: the lower end takes that off, the upper
+    end doesn't, so that it is safe. Simulated with 10 to 200 groups that err alike, 95-98 % hold an error of 0.05 or
+    0.15; one of nearly 0 only 79 %, of which the rest lie above it.
+    """
+    gaps, counts = histograms[..., 2] - histograms[..., 1], histograms[..., 0].sum(axis=-1)
+    _, sums = group_sums(np.concatenate([gaps, counts[:, None]], axis=-1), groups)
+    effective = effective_groups(sums[:, -1])
+    note = too_few(int((sums[:, -1] > 0).sum()), float(effective), unit, counted=counted)
+    if note:
+        return ErrorInterval(None, note)
+    drawn = resample(sums)
+    values = ratio(np.abs(drawn[:, :-1]).sum(axis=-1), drawn[:, -1])
+    estimate = calibration_error(histograms.sum(axis=0))
+    low, _ = interval(values, 2 * estimate - values.mean(), groups=effective, method="t")
+    _, high = interval(values, estimate, groups=effective)
+    return ErrorInterval(pair(max(0.0, float(low)), high), None)
+
+
+def describe(
+    histogram: NDArray[np.float64],
+    names: Sequence[str],
+    *,
+    counted: str = "pixels",
+    definitions: Mapping[str, str] = DEFINITIONS,
+) -> dict[str, Any]:
+    """The numbers of a ``(K + 1, BINS, 3)`` histogram for scores.json; None where a bin is empty.
+
+    counted: key of the numbers of what was judged.
+    """
+    top, *classes = [_curve(row, counted) for row in histogram]
     overall, *errors = calibration_error(histogram).tolist()
     report = {
         "ece": overall,
         "ece_per_class": dict(zip(names, errors, strict=True)),
-        "pixels": int(histogram[0, :, 0].sum()),
+        counted: int(histogram[0, :, 0].sum()),
         "bins": top,
         "bins_per_class": dict(zip(names, classes, strict=True)),
-        "definition": DEFINITIONS,
+        "definition": dict(definitions),
     }
     return without_nan(report)
 
 
-def _curve(histogram: NDArray[np.float64]) -> list[dict[str, float]]:
+def _curve(histogram: NDArray[np.float64], counted: str) -> list[dict[str, float]]:
     """One reliability curve: (BINS, 3) -> a dict a bin."""
     pixels, confidence, right = histogram.T
     columns = (ratio(confidence, pixels), ratio(right, pixels))
     rows = zip(pixels.astype(int).tolist(), *(column.tolist() for column in columns), strict=True)
     return [
-        {"from": i / BINS, "to": (i + 1) / BINS, "pixels": count, "confidence": mean, "accuracy": share}
+        {"from": i / BINS, "to": (i + 1) / BINS, counted: count, "confidence": mean, "accuracy": share}
         for i, (count, mean, share) in enumerate(rows)
     ]
 

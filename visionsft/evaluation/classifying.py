@@ -40,6 +40,7 @@ from visionsft.evaluation.evaluating import (
     write_slices,
 )
 from visionsft.evaluation.intervals import Unit
+from visionsft.evaluation.label_calibration import LabelCalibration, temper
 from visionsft.evaluation.label_gallery import SAID, write_label_gallery
 from visionsft.evaluation.label_intervals import LabelIntervals, label_intervals
 from visionsft.evaluation.label_slices import slice_answers
@@ -59,8 +60,10 @@ from visionsft.evaluation.metrics import (
     summarise_labels,
 )
 from visionsft.evaluation.metrics.classification import certainty
-from visionsft.evaluation.pictures import confusion_figure, display, picture_sheet
+from visionsft.evaluation.operating import PointPrice, find_point
+from visionsft.evaluation.pictures import confusion_figure, display, picture_sheet, reliability_figure
 from visionsft.evaluation.slices import Metadata, Slices, choose_kinds
+from visionsft.evaluation.temperature import read_temperature
 from visionsft.files import atomic_path, write_text
 from visionsft.models.inference import compute_logits
 from visionsft.models.views import average_labels
@@ -117,15 +120,19 @@ class ClassificationEvaluation:
     scores: ClassificationScores
     intervals: LabelIntervals
     answers: Answers
+    calibration: LabelCalibration
     thresholds: NDArray[np.float64] | None
     """(K,) where an image can have several classes."""
     folder: Path
-    """Where scores.json, table.txt, per_sample.npz, confusion.csv, confusion.png, worst.png and gallery/ are."""
+    """Where scores.json, table.txt, per_sample.npz, confusion.csv, confusion.png, reliability.png,
+    worst.png and gallery/ are."""
     skipped: int
     """Files of the data set that were left out (on_error: skip)."""
     slices: Slices | None = None
     efficiency: Efficiency | None = None
     """If it was asked for."""
+    price: PointPrice | None = None
+    """Of the run's thresholds, if it has any."""
 
     @property
     def decided(self) -> NDArray[np.bool_]:
@@ -156,7 +163,8 @@ class ClassificationEvaluation:
     def table(self) -> str:
         """What the command line prints and ``table.txt`` holds."""
         tables = [self.scores.table(), self.intervals.table(self.scores)]
-        tables += [self._threshold_line()] if self.thresholds is not None else []
+        tables += ["\n".join(self.calibration.lines())]
+        tables += ["\n".join(self.price.lines())] if self.price else []
         tables += [self.slices.table()] if self.slices else []
         tables += [self.efficiency.table()] if self.efficiency else []
         lines = [self.title, "", *"\n\n".join(tables).splitlines(), "", f"the worst images ({RULE}):"]
@@ -173,11 +181,6 @@ class ClassificationEvaluation:
     def worst(self, count: int = WORST) -> list[int]:
         """Indices of the images of lowest certainty, the worst first."""
         return np.argsort(self.answers.certainty, kind="stable")[:count].tolist()
-
-    def _threshold_line(self) -> str:
-        assert self.thresholds is not None
-        pairs = zip(self.answers.classes, self.thresholds.tolist(), strict=True)
-        return "thresholds: " + ", ".join(f"{name} {value:.4f}" for name, value in pairs)
 
     def facts(self, index: int) -> dict[str, Any]:
         """An image and its answer, for JSON."""
@@ -223,8 +226,10 @@ def evaluate_classes(
     loaded = _load(run, checkpoint, split)
     known = None if metadata is None else Metadata.read(metadata)
     kinds = choose_kinds(slice_by, loaded.data.items[split], known)
-    answers = answer(loaded, split)
-    thresholds = read_thresholds(run, checkpoint, answers.classes) if _is_multi_label(loaded) else None
+    temperature, several = read_temperature(run, checkpoint), is_multi_label(loaded)
+    value = temperature.value if temperature else 1.0
+    answers = answer(loaded, split, temperature=value)
+    thresholds = read_thresholds(run, checkpoint, answers.classes, temperature=value) if several else None
     groups = [item.group if group_by == "group" else item.id for item in answers.items]
     scored = answers.probabilities, answers.labels
     evaluation = ClassificationEvaluation(
@@ -234,14 +239,32 @@ def evaluate_classes(
         scores=summarise_labels(*scored, answers.classes, thresholds=thresholds),
         intervals=label_intervals(*scored, groups, answers.classes, unit=group_by, thresholds=thresholds),
         answers=answers,
+        calibration=LabelCalibration.of(
+            answers.probabilities, answers.truth, groups, several=several, unit=group_by, temperature=temperature
+        ),
         thresholds=thresholds,
         folder=run.evaluation(split),
         skipped=len(loaded.data.skipped),
         slices=slice_answers(answers, kinds, thresholds=thresholds, metadata=known, unit=group_by),
         efficiency=_measure(loaded, split) if efficiency else None,
+        price=_price(run, checkpoint, answers, thresholds) if thresholds is not None else None,
     )
     _write(evaluation, loaded, run.checkpoint(checkpoint))
     return evaluation
+
+
+def _price(
+    run: Run, checkpoint: Checkpoint, answers: Answers, thresholds: NDArray[np.float64]
+) -> PointPrice | None:
+    """What the run's thresholds change, in place of 0.5 for all."""
+    point = find_point(run, answers.classes, checkpoint)
+    if point is None:
+        return None
+    plain, ruled = (
+        summarise_labels(answers.probabilities, answers.labels, answers.classes, thresholds=each).per_class
+        for each in (np.full(len(thresholds), DEFAULT), thresholds)
+    )
+    return PointPrice.of(point, plain, ruled, without=f"probability >= {DEFAULT:g}")
 
 
 def choose_label_thresholds(run: Run | str | Path, *, checkpoint: Checkpoint = "best") -> LabelThresholds:
@@ -252,28 +275,33 @@ def choose_label_thresholds(run: Run | str | Path, *, checkpoint: Checkpoint = "
         raise RunError(
             f"{run.path}: an image has one class here, the most probable one, so it needs no thresholds"
         )
-    answers = answer(_load(run, checkpoint, "val"), "val")
+    found = read_temperature(run, checkpoint)
+    temperature = found.value if found else 1.0
+    answers = answer(_load(run, checkpoint, "val"), "val", temperature=temperature)
     values = best_thresholds(answers.probabilities, answers.truth)
     plain, tuned = (
         summarise_labels(answers.probabilities, answers.labels, answers.classes, thresholds=each)
         for each in (np.full(len(values), DEFAULT), values)
     )
     chosen = dict(zip(answers.classes, values.tolist(), strict=True))
-    return LabelThresholds(
-        run.name, checkpoint, chosen, plain, tuned, store_thresholds(run, checkpoint, chosen)
-    )
+    file = store_thresholds(run, checkpoint, chosen, temperature=temperature)
+    return LabelThresholds(run.name, checkpoint, chosen, plain, tuned, file)
 
 
-def classify(loaded: LoadedRun, image: Tensor) -> NDArray[np.float32]:
-    """image: (B, C, H, W) float32, normalised -> probabilities (B, K), with the run's `inference` views."""
+def classify(loaded: LoadedRun, image: Tensor, *, temperature: float = 1.0) -> NDArray[np.float32]:
+    """image: (B, C, H, W) float32, normalised -> probabilities (B, K), with the run's `inference` views.
+
+    temperature: divides the logits (of several views: the logits of their mean probabilities).
+    """
     compute = partial(
         compute_logits, loaded.model, precision=loaded.precision, channels_last=loaded.channels_last
     )
-    found = average_labels(compute, image, **loaded.views, multi_label=_is_multi_label(loaded))
-    return found.cpu().numpy()
+    several = is_multi_label(loaded)
+    found: NDArray[np.float32] = average_labels(compute, image, **loaded.views, multi_label=several).cpu().numpy()
+    return found if temperature == 1 else temper(found, temperature, several=several)
 
 
-def answer(loaded: LoadedRun, split: str) -> Answers:
+def answer(loaded: LoadedRun, split: str, *, temperature: float = 1.0) -> Answers:
     """One pass over a split."""
     items: list[Item] = []
     probabilities: list[NDArray[np.float32]] = []
@@ -281,7 +309,7 @@ def answer(loaded: LoadedRun, split: str) -> Answers:
     brightness: list[NDArray[np.float64]] = []
     for batch in progress(loaded.data.evaluation_loader(split), f"evaluating {split}"):
         items += batch["item"]
-        probabilities.append(classify(loaded, batch["image"]))
+        probabilities.append(classify(loaded, batch["image"], temperature=temperature))
         labels.append(batch["label"])
         brightness.append(mean_brightness(batch, loaded.data.normalisation))
     columns = np.concatenate(probabilities), torch.cat(labels).numpy(), np.concatenate(brightness)
@@ -298,7 +326,8 @@ def _load(run: Run, checkpoint: Checkpoint, split: str) -> LoadedRun:
     return loaded
 
 
-def _is_multi_label(loaded: LoadedRun) -> bool:
+def is_multi_label(loaded: LoadedRun) -> bool:
+    """Whether an image can have several classes."""
     assert isinstance(loaded.config, ClassificationConfig)
     return loaded.config.task.multi_label
 
@@ -331,6 +360,7 @@ def _write(evaluation: ClassificationEvaluation, loaded: LoadedRun, checkpoint: 
     with atomic_path(folder / "confusion.csv") as path:
         _write_confusion(path, evaluation)
     heading = f"{evaluation.title}\naccuracy {evaluation.scores.accuracy:.4f}"
+    _draw_reliability(evaluation, loaded.data)
     if evaluation.thresholds is None:
         figure = confusion_figure(
             evaluation.confusion, answers.classes, title=marked(heading, evaluation.warning), counted="images"
@@ -341,6 +371,20 @@ def _write(evaluation: ClassificationEvaluation, loaded: LoadedRun, checkpoint: 
     write_text(
         folder / "scores.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     )
+
+
+def _draw_reliability(evaluation: ClassificationEvaluation, data: ClassificationDataModule) -> None:
+    """reliability.png."""
+    calibration, names = evaluation.calibration, evaluation.answers.classes
+    heading = marked(
+        f"{evaluation.title}\nexpected calibration error {calibration.ece:.4f}", evaluation.warning
+    )
+    several = evaluation.thresholds is not None
+    figure = reliability_figure(
+        calibration.histogram, names, data.classes.colours, title=heading, counted="images",
+        what="all answers" if several else "the predicted class",
+    )  # fmt: skip
+    save_figure(figure, evaluation.folder / "reliability.png")
 
 
 def _write_confusion(path: Path, evaluation: ClassificationEvaluation) -> None:
@@ -398,11 +442,13 @@ def _report(
         "groups": len({item.group for item in answers.items}),
         "scores": evaluation.scores.as_dict(),
         "intervals": evaluation.intervals.as_dict(),
+        "calibration": evaluation.calibration.as_dict(answers.classes),
         "definitions": LABEL_DEFINITIONS,
         "confusion": evaluation.confusion.tolist(),
         "thresholds": None
         if thresholds is None
         else dict(zip(answers.classes, thresholds.tolist(), strict=True)),
+        "operating_point": evaluation.price and evaluation.price.as_dict(),
         **describe_slices(evaluation.slices),
         "efficiency": evaluation.efficiency and evaluation.efficiency.as_dict(),
     }

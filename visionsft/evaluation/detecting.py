@@ -27,6 +27,7 @@ from visionsft.config import DetectionConfig
 from visionsft.evaluation.answers import RegionSource
 from visionsft.evaluation.box_gallery import write_box_gallery
 from visionsft.evaluation.counts import mean_value
+from visionsft.evaluation.detection_calibration import DetectionCalibration
 from visionsft.evaluation.detection_counts import DetectionCounts, save_detection_counts
 from visionsft.evaluation.detection_errors import DetectionErrors, break_down_errors
 from visionsft.evaluation.detection_intervals import DetectionIntervals, bootstrap_detections
@@ -34,6 +35,7 @@ from visionsft.evaluation.detection_scores import (
     DETECTION_DEFINITIONS,
     DetectionScores,
     precision_recall_curves,
+    price_scores,
     score_detections,
 )
 from visionsft.evaluation.detection_slices import PARTS, slice_detections
@@ -51,6 +53,7 @@ from visionsft.evaluation.evaluating import (
 from visionsft.evaluation.intervals import Unit
 from visionsft.evaluation.metrics.boxes import ImageBoxes
 from visionsft.evaluation.mistaken import FOUND_IOU, FOUND_SCORE, Mistaken, find_mistakes, upright
+from visionsft.evaluation.operating import PointPrice, find_point
 from visionsft.evaluation.pictures import Rgb, detection_curves_figure, display
 from visionsft.evaluation.slices import Metadata, Slices, choose_kinds
 from visionsft.files import write_text
@@ -80,6 +83,7 @@ class DetectionEvaluation:
     counts: DetectionCounts
     errors: DetectionErrors
     """By kind, at the IoU of the scores."""
+    calibration: DetectionCalibration
     mask_scores: DetectionScores | None
     """Of the outlines, where objects have them."""
     mask_intervals: DetectionIntervals | None
@@ -91,6 +95,8 @@ class DetectionEvaluation:
     slices: Slices | None = None
     efficiency: Efficiency | None = None
     """If it was asked for."""
+    price: PointPrice | None = None
+    """Of the run's thresholds, if it has any."""
 
     @property
     def warning(self) -> str | None:
@@ -109,7 +115,8 @@ class DetectionEvaluation:
         if self.mask_scores and self.mask_intervals:
             lines += ["", "outlines, by the overlap of masks", self.mask_scores.table()]
             lines += ["", self.mask_intervals.table(self.mask_scores)]
-        lines += ["", self.errors.table()]
+        lines += ["", self.errors.table(), "", *self.calibration.lines()]
+        lines += ["", *self.price.lines()] if self.price else []
         lines += ["", self.slices.table()] if self.slices else []
         lines += ["", self.efficiency.table()] if self.efficiency else []
         if self.skipped:
@@ -145,16 +152,8 @@ def evaluate_detector(
     check_split(data, split)
     known = None if metadata is None else Metadata.read(metadata)
     kinds = choose_kinds(slice_by, data.items[split], known, parts=PARTS)
-    counts = DetectionCounts(data.classes.names)
-    truth = data.objects(split)
-    answered = detections_of(loaded, [item for item, _ in truth])
-    for (item, objects), (found, size, brightness) in progress(
-        zip(truth, answered, strict=True), f"evaluating {split}", total=len(truth)
-    ):
-        outlines = _outlines_of(found) if data.masks else None
-        counts.add_objects(
-            found, objects, item=item, size=size, outlines=outlines, brightness=brightness
-        )
+    counts = count_detections(loaded, split)
+    point = find_point(run, data.classes.names, checkpoint)
     judged: dict[str, Any] = {"iou": config.task.match_iou, "score": config.task.match_score}
     limits = config.task.size_limits
     evaluation = DetectionEvaluation(
@@ -165,6 +164,7 @@ def evaluate_detector(
         intervals=bootstrap_detections(counts, unit=group_by, **judged),
         counts=counts,
         errors=break_down_errors(counts, iou=config.task.match_iou),
+        calibration=DetectionCalibration.of(counts, iou=config.task.match_iou, unit=group_by),
         mask_scores=score_detections(counts, size_limits=limits, masks=True, **judged) if data.masks else None,
         mask_intervals=bootstrap_detections(counts, unit=group_by, masks=True, **judged)
         if data.masks
@@ -175,12 +175,28 @@ def evaluate_detector(
             counts, kinds, size_limits=limits, metadata=known, unit=group_by, **judged
         ),
         efficiency=_measure(loaded, split) if efficiency else None,
+        price=price_scores(counts, point, **judged) if point else None,
     )
     _write(evaluation, data, run.checkpoint(checkpoint))
     return evaluation
 
 
 # ------------------------------------------------------------------------------------------------ finding
+
+
+def count_detections(loaded: LoadedRun, split: str) -> DetectionCounts:
+    """One pass over a split."""
+    data: DetectionDataModule = loaded.data
+    counts, truth = DetectionCounts(data.classes.names), data.objects(split)
+    answered = detections_of(loaded, [item for item, _ in truth])
+    for (item, objects), (found, size, brightness) in progress(
+        zip(truth, answered, strict=True), f"evaluating {split}", total=len(truth)
+    ):
+        outlines = _outlines_of(found) if data.masks else None
+        counts.add_objects(
+            found, objects, item=item, size=size, outlines=outlines, brightness=brightness
+        )
+    return counts
 
 
 def detections_of(
@@ -292,6 +308,8 @@ def _report(evaluation: DetectionEvaluation, data: DetectionDataModule, checkpoi
         "mask_scores": evaluation.mask_scores and evaluation.mask_scores.as_dict(),
         "mask_intervals": evaluation.mask_intervals and evaluation.mask_intervals.as_dict(),
         "errors": evaluation.errors.as_dict(),
+        "calibration": evaluation.calibration.as_dict(),
+        "operating_point": evaluation.price and evaluation.price.as_dict(),
         **describe_slices(evaluation.slices),
         "efficiency": evaluation.efficiency and evaluation.efficiency.as_dict(),
         "definitions": DETECTION_DEFINITIONS,

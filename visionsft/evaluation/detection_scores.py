@@ -23,6 +23,7 @@ from visionsft.evaluation.metrics.matching import (
     match_detections,
 )
 from visionsft.evaluation.metrics.segmentation import number, without_nan
+from visionsft.evaluation.operating import AppliedPoint, PointPrice
 
 COCO_SIZES = (32.0, 96.0)
 """COCO's limits between small, medium and large, in pixels: roots of areas."""
@@ -257,6 +258,20 @@ def precision_recall_curves(
     present = matches.positives.sum(axis=0) > 0
     names = [(k, name) for k, name in enumerate(counts.classes) if present[k]]
     return {name: detection_curve(matches, k, iou=iou) for k, name in names}
+
+
+def curves_by_class(counts: DetectionCounts, *, iou: float) -> list[DetectionCurve]:
+    """The curve of each of the K classes."""
+    (matches,) = match_detections(counts.table(), thresholds=(iou,))
+    return [detection_curve(matches, k, iou=iou) for k in range(len(counts.classes))]
+
+
+def price_scores(counts: DetectionCounts, point: AppliedPoint, *, iou: float, score: float) -> PointPrice:
+    """What thresholds by class change on these images, where one score would be for all."""
+    curves, values = curves_by_class(counts, iou=iou), point.by_class(score)
+    plain = [curve.at(score) for curve in curves]
+    ruled = [curve.at(value) for curve, value in zip(curves, values, strict=True)]
+    return PointPrice.of(point, plain, ruled, without=f"score >= {score:g}, IoU {iou:g}")
 
 
 def _sizes_of(table: BoxTable) -> dict[str, Any]:

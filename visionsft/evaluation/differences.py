@@ -59,13 +59,18 @@ class Difference:
     p_holm: float = math.nan
 
 
-def differences(first: Samples, second: Samples) -> tuple[Difference, ...]:
-    """Every metric of two comparable runs, over all classes and class by class."""
+def differences(first: Samples, second: Samples, *, tested: bool = True) -> tuple[Difference, ...]:
+    """Every metric of two comparable runs, over all classes and class by class.
+
+    tested: with p-values, which take most of the time; nan without.
+    """
     score, truth = first.scorer(second), first.weights()
     estimates = first.estimates(), second.estimates()
     found = _subtract(*estimates)
     ends = _ends(_draw(score, len(truth)), found, truth=truth)
-    p = permutation_test(score, len(truth), permutations=first.permutations)
+    p = {metric: np.full(values.shape, np.nan) for metric, values in found.items()}
+    if tested:
+        p = permutation_test(score, len(truth), permutations=first.permutations)
     rows = []
     for key, values in found.items():
         metric, by_class = key
@@ -79,7 +84,8 @@ def differences(first: Samples, second: Samples) -> tuple[Difference, ...]:
 
 
 def _subtract(first: Scores, second: Scores) -> Scores:
-    return {metric: second[metric] - first[metric] for metric in first}
+    """Of what both have."""
+    return {metric: second[metric] - first[metric] for metric in first if metric in second}
 
 
 def _both(score: Scorer, first: NDArray[np.float64], second: NDArray[np.float64]) -> Scores:

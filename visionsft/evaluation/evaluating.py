@@ -48,6 +48,7 @@ from visionsft.evaluation.metrics import (
     predict_classes,
     summarise,
 )
+from visionsft.evaluation.operating import find_point
 from visionsft.evaluation.pictures import (
     Example,
     confusion_figure,
@@ -122,6 +123,8 @@ class Evaluation:
         tables = [self.scores.table(), self.intervals.table(self.scores)]
         tables += [self.by_image.table(self.scores)] if self.by_image else []
         tables += ["\n".join(self.details.lines())]
+        price = self.details.price(self.scores)
+        tables += ["\n".join(price.lines())] if price else []
         tables += [self.slices.table()] if self.slices else []
         tables += [self.efficiency.table()] if self.efficiency else []
         lines = [self.title, "", *"\n\n".join(tables).splitlines(), "", *self._worst_lines()]
@@ -176,7 +179,12 @@ def evaluate_segmentation(
     boundaries = boundaries or not set(PARTS).isdisjoint(kinds)
     loader = loaded.data.evaluation_loader(split)
     names = loaded.data.classes.names
-    details = Details(len(names), temperature=read_temperature(run, checkpoint), with_boundaries=boundaries)
+    details = Details(
+        len(names),
+        temperature=read_temperature(run, checkpoint),
+        with_boundaries=boundaries,
+        point=find_point(run, names, checkpoint),
+    )
     worst = Worst(GALLERY)
     answered = answers(loaded, split, loader, progress(loader, f"evaluating {split}"))
     counts = count(loaded, answered, details, worst)
@@ -185,6 +193,7 @@ def evaluate_segmentation(
         samples = f"{len(counts.items)} samples"
         raise DataError(f"{loaded.data.root}: no pixel of the {split} split is labelled ({samples})")
     intervals = _intervals(counts, group_by)
+    details.bound(counts.names(group_by), names, unit=group_by)
     evaluation = Evaluation(
         run=run.name,
         split=split,
@@ -366,6 +375,7 @@ def _write_csv(path: Path, confusion: NDArray[np.int64], names: Sequence[str]) -
 def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Path) -> dict[str, Any]:
     """The content of scores.json."""
     facts = {"classes": [(spec.name, spec.values) for spec in data.classes.specs], "bands": data.bands}
+    price = evaluation.details.price(evaluation.scores)
     return {
         **describe_source(evaluation, data, checkpoint, facts=facts),
         "samples": len(evaluation.counts.items),
@@ -379,6 +389,7 @@ def _report(evaluation: Evaluation, data: SegmentationDataModule, checkpoint: Pa
         "definitions": DEFINITIONS,
         "confusion": evaluation.confusion.tolist(),
         **evaluation.details.describe(data.classes.names),
+        "operating_point": price and price.as_dict(),
         "efficiency": evaluation.efficiency and evaluation.efficiency.as_dict(),
     }
 

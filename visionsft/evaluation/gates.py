@@ -17,7 +17,6 @@ from xml.etree import ElementTree
 from visionsft.errors import RunError
 from visionsft.evaluation.differences import differences
 from visionsft.evaluation.samples import check_comparable, read_samples
-from visionsft.evaluation.verification import same_truth
 from visionsft.files import write_text
 from visionsft.gate import CALIBRATION, EFFICIENCY, VOCABULARIES, Gate, Vocabulary
 from visionsft.runs import Run
@@ -129,36 +128,24 @@ def _value_of(gate: Gate, values: Values, scores: Mapping[str, Any], run: Run) -
 def _drop(gate: Gate, split: str, run: Run) -> tuple[float | None, str]:
     """The baseline's value minus this run's, or an end of its interval, if both are of the same test data."""
     baseline = Run.open(str(gate.baseline))
-    if run.task != "segmentation":
-        return _plain_drop(gate, split, baseline, run)
     try:
         first, second = (read_samples(each, split) for each in (baseline, run))
         check_comparable(first, second)
+        before, now = (look_up(each.scores(split), run.task).get(_plain(gate)) for each in (baseline, run))
     except RunError as error:
         return None, str(error)
-    rows = differences(first, second)
-    row = next(row for row in rows if (row.metric, row.of) == (gate.metric, gate.of))
-    if math.isnan(row.difference):
-        return None, f"not defined in {baseline.path} or here: no pixel of '{gate.of}'"
-    note = f"{row.first:.4f} in {baseline.path}, {row.second:.4f} here"
-    if gate.end is None:
-        return -row.difference, note
-    if row.ends is None:
-        return None, f"no interval of the drop: too few groups with pixels of it ({note})"
-    return -row.ends[gate.end == "lower"], f"drop {-row.difference:.4f}: {note}"
-
-
-def _plain_drop(gate: Gate, split: str, baseline: Run, run: Run) -> tuple[float | None, str]:
-    """The same of other tasks."""
-    try:
-        same_truth(baseline, run, split)
-        values = [look_up(each.scores(split), run.task).get(gate.value) for each in (baseline, run)]
-    except RunError as error:
-        return None, str(error)
-    first, second = values
-    if first is None or second is None:
+    if before is None or now is None:
         return None, f"not defined in {baseline.path} or here"
-    return first - second, f"{first:.4f} in {baseline.path}, {second:.4f} here"
+    note = f"{before:.4f} in {baseline.path}, {now:.4f} here"
+    if gate.end is None:
+        return before - now, note
+    rows = differences(first, second, tested=False)
+    row = next((row for row in rows if (row.metric, row.of) == (gate.metric, gate.of)), None)
+    if row is None or row.ends is None:
+        counted = VOCABULARIES[run.task].counted
+        reason = "evaluate both again in the same way" if row is None else f"too few groups with {counted}s of it"
+        return None, f"no interval of the drop: {reason} ({note})"
+    return -row.ends[gate.end == "lower"], f"drop {-row.difference:.4f}: {note}"
 
 
 # ---------------------------------------------------------------------------------------- values
@@ -171,9 +158,10 @@ def look_up(scores: Mapping[str, Any], task: str = "segmentation") -> dict[str, 
         **_metrics(scores, words),
         **_interval_ends(scores.get("intervals") or {}),
         **_interval_ends(scores.get("mask_intervals") or {}, prefix="mask_"),
+        **_interval_ends((scores.get("boundaries") or {}).get("intervals") or {}),
         **_slice_extremes(scores.get("slices") or [], words),
         **_efficiency(scores.get("efficiency") or {}),
-        **{name: (scores.get("calibration") or scores["scores"]).get(name) for name in CALIBRATION},
+        **_calibration(scores),
     }
 
 
@@ -192,7 +180,7 @@ def _part(scores: Mapping[str, Any], metric: str) -> tuple[Mapping[str, Any], st
 
 def _total(scores: Mapping[str, Any], metric: str) -> float | None:
     """Of the whole split; top_k.3 is top_k's 3."""
-    if metric.startswith("mean_boundary"):
+    if metric.startswith("mean_boundary") or metric == "object_recall":
         return (scores.get("boundaries") or {}).get(metric)
     part, name = _part(scores, metric)
     if name in part:
@@ -203,8 +191,9 @@ def _total(scores: Mapping[str, Any], metric: str) -> float | None:
 
 def _of_classes(scores: Mapping[str, Any], metric: str) -> dict[str, float | None]:
     """By class."""
-    if metric.startswith("boundary"):
-        rows = (scores.get("boundaries") or {}).get(metric) or dict.fromkeys(scores["classes"])
+    if metric.startswith("boundary") or metric == "object_recall":
+        key = f"{metric}_per_class" if metric == "object_recall" else metric
+        rows = (scores.get("boundaries") or {}).get(key) or dict.fromkeys(scores["classes"])
         return {name: row["f1"] if isinstance(row, dict) else row for name, row in rows.items()}
     part, name = _part(scores, metric)
     return {row["name"]: row[name] for row in part.get("per_class", ())}
@@ -248,6 +237,13 @@ def _of_slice(each: Mapping[str, Any], words: Vocabulary) -> dict[str, float | N
     }
 
 
+def _calibration(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """The calibration error and the ends of its interval; earlier classification runs have it among the scores."""
+    part = scores.get("calibration") or scores["scores"]
+    (name,) = CALIBRATION
+    return {name: part.get(name), **_interval_ends({"metrics": {name: part.get("interval")}})}
+
+
 def _efficiency(efficiency: Mapping[str, Any]) -> dict[str, float | None]:
     throughput = efficiency.get("throughput") or {}
     flat = {**efficiency, **{f"throughput.{key}": value for key, value in throughput.items()}}
@@ -262,7 +258,8 @@ def _reason(gate: Gate, scores: Mapping[str, Any], words: Vocabulary) -> str:
     if gate.metric in EFFICIENCY:
         return "not measured; `visionsft evaluate --efficiency` does"
     if gate.metric in CALIBRATION:
-        return "no calibration was measured"
+        reason = (scores.get("calibration") or {}).get("interval_note") if gate.end else None
+        return f"no interval: {reason}" if reason else "no calibration was measured; `visionsft evaluate` does"
     if gate.by:
         return _sliced(gate, scores, words)
     if gate.is_about_boundaries and "boundaries" not in scores:
@@ -274,7 +271,8 @@ def _reason(gate: Gate, scores: Mapping[str, Any], words: Vocabulary) -> str:
         of = f" of '{gate.of}'" if gate.of else ""
         return f"not defined: no {words.counted}{of} {where} of split '{scores['split']}'"
     kept = "mask_intervals" if gate.metric.startswith("mask_") else "intervals"
-    return f"no interval: {_no_interval(gate, scores.get(kept) or {})}"
+    part = scores["boundaries"] if gate.is_about_boundaries else scores
+    return f"no interval: {_no_interval(gate, part.get(kept) or {})}"
 
 
 def _no_interval(gate: Gate, intervals: Mapping[str, Any]) -> str:

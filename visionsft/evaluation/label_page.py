@@ -11,6 +11,7 @@ import numpy as np
 
 from visionsft import plots
 from visionsft.evaluation.intervals import group_sums
+from visionsft.evaluation.label_calibration import stated
 from visionsft.evaluation.label_samples import LabelSamples
 from visionsft.evaluation.map_page import Confused, confused, confusion_rows
 from visionsft.evaluation.metrics.classification import label_reliability
@@ -88,11 +89,8 @@ class LabelPage(Page):
     @cached_property
     def reliability(self) -> dict[str, Any]:
         """Of the most probable class, or of all answers where an image has several classes."""
-        found, truth = self.samples.probabilities, self.samples.truth
-        if self.is_single:
-            rows, best = np.arange(len(found)), found.argmax(axis=1)
-            found, truth = found[rows, best], truth[rows, best]
-        return bins_of(label_reliability(found.ravel(), truth.ravel()))
+        said = stated(self.samples.probabilities, self.samples.truth, several=not self.is_single)
+        return bins_of(label_reliability(*(each.ravel() for each in said)))
 
     @property
     def baseline(self) -> float | None:
@@ -104,6 +102,9 @@ class LabelPage(Page):
         yield from super().figures()
         figure = plots.reliability(self.reliability["bins"])
         yield "reliability", figure, "Reliability curve: accuracy by confidence; the table has its numbers."
+        if calibration := self.facts.scores.get("calibration"):
+            bins, known = calibration["bins_per_class"], ", ".join(calibration["bins_per_class"])
+            yield "class_reliability", plots.class_reliability(bins), f"Small curves: reliability of {known}."
         names = list(self.facts.classes)
         figure = plots.label_curves(self.samples.probabilities, self.samples.truth, names)
         yield "precision_recall", figure, f"Small curves: precision and recall of {', '.join(names)}."

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visionsft.errors import RunError
+from visionsft.evaluation.label_calibration import temper
 from visionsft.evaluation.metrics import ClassificationScores
 from visionsft.evaluation.metrics.segmentation import number
-from visionsft.evaluation.thresholds import FILE
+from visionsft.evaluation.operating import FILE, describe_owner
 from visionsft.runs import Checkpoint, Run
 
 DEFAULT = 0.5
@@ -54,13 +55,21 @@ class LabelThresholds:
         return "\n".join([*lines, "", f"rule: {RULE}", f"written: {self.file}; evaluate and predict use it"])
 
 
-def store_thresholds(run: Run, checkpoint: Checkpoint, values: dict[str, float]) -> Path:
-    """Write ``thresholds.json`` of the run."""
-    return run.write_json(FILE, {"rule": RULE, "checkpoint": run.identify(checkpoint), "thresholds": values})
+def store_thresholds(
+    run: Run, checkpoint: Checkpoint, values: dict[str, float], *, temperature: float = 1.0
+) -> Path:
+    """Write ``thresholds.json`` of the run; temperature: of the probabilities that they are of."""
+    known = {"temperature": temperature, "thresholds": values}
+    return run.write_json(FILE, {"rule": RULE, **known, **describe_owner(run, checkpoint)})
 
 
-def read_thresholds(run: Run, checkpoint: Checkpoint, names: Sequence[str]) -> NDArray[np.float64]:
-    """(K,) of the checkpoint; 0.5 each if none were chosen, with a warning if they are for another one."""
+def read_thresholds(
+    run: Run, checkpoint: Checkpoint, names: Sequence[str], *, temperature: float = 1.0
+) -> NDArray[np.float64]:
+    """(K,) of the checkpoint; 0.5 each if none were chosen, with a warning if they are for another one.
+
+    They are of probabilities with this temperature, whichever they were chosen with: the decisions are the same.
+    """
     path = run.path / FILE
     if not path.is_file():
         return np.full(len(names), DEFAULT)
@@ -68,11 +77,12 @@ def read_thresholds(run: Run, checkpoint: Checkpoint, names: Sequence[str]) -> N
         stored = json.loads(path.read_text(encoding="utf-8"))
         owner = stored["checkpoint"]["sha256"]
         values = np.array([float(stored["thresholds"][name]) for name in names])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        change = temperature / float(stored.get("temperature", 1.0))
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         again = f"`visionsft thresholds {run.path}` writes it anew"
         raise RunError(f"{path}: can't be read ({error!r}); {again}") from error
     if owner != run.identify(checkpoint)["sha256"]:
         reason = f"is for another checkpoint than {checkpoint}.ckpt as it is now"
         warnings.warn(f"{path}: {reason}; thresholds of {DEFAULT} are used", stacklevel=2)
         return np.full(len(names), DEFAULT)
-    return values
+    return values if change == 1 else temper(values, change, several=True).astype(np.float64)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch.utils.data import Dataset
 from datamodules.batch import Sample
 from visionsft.errors import RunError
 from visionsft.evaluation.answers import infer
+from visionsft.evaluation.boundaries import BoundaryCounts
+from visionsft.evaluation.boundary_intervals import boundary_margins, boundary_scores
 from visionsft.evaluation.counts import FILE, load_counts
 from visionsft.evaluation.evaluating import make_example
 from visionsft.evaluation.intervals import Unit, group_sums
@@ -41,11 +44,14 @@ class MapSamples(Samples):
 
     confusions: NDArray[np.int64]
     """(N, K, K), rows = truth."""
+    edges: NDArray[np.int64] | None = None
+    """(N, K, 8), see `boundary_margins`, where boundaries were scored."""
 
     @classmethod
     def read(cls, run: Run, split: str, unit: Unit) -> MapSamples:
         """per_sample.npz of an evaluated split."""
-        counts = load_counts(run.path / "evaluation" / split)
+        folder = run.path / "evaluation" / split
+        counts, edges = load_counts(folder), _read_edges(folder)
         order = sorted(range(len(counts.ids)), key=counts.ids.__getitem__)
         groups = counts.names(unit)
         return cls(
@@ -55,6 +61,7 @@ class MapSamples(Samples):
             classes=counts.classes,
             positions=tuple(order),
             confusions=counts.confusions[order],
+            edges=None if edges is None else edges[order],
         )
 
     def differs(self, other: Samples) -> str | None:
@@ -69,7 +76,8 @@ class MapSamples(Samples):
         return group_sums(marginal_counts(self.confusions), self.groups)[1]
 
     def estimates(self) -> Scores:
-        return _score(self._sums().sum(axis=0))
+        found = _score(self._sums().sum(axis=0))
+        return found if self.edges is None else found | keyed(*boundary_scores(self.edges.sum(axis=0)))
 
     def weights(self) -> NDArray[np.int64]:
         return self._sums()[:, 1]
@@ -82,13 +90,29 @@ class MapSamples(Samples):
 
     def scorer(self, other: MapSamples) -> Scorer:
         sums = np.concatenate([self._sums(), other._sums()])
-        flat = sums.reshape(len(sums), -1).astype(np.float64)
-        return lambda weights: _score((weights @ flat).reshape(-1, *sums.shape[1:]))
+        if self.edges is None or other.edges is None:
+            return lambda weights: _score(_draw(weights, sums))
+        pair = (group_sums(edges, self.groups)[1] for edges in (self.edges, other.edges))
+        edges = np.concatenate(list(pair))
+        return lambda weights: _score(_draw(weights, sums)) | keyed(*boundary_scores(_draw(weights, edges)))
 
     def draw(self, other: MapSamples, split: str, changes: Sequence[Change], *, title: str) -> Figure:
         (ours, colours), (theirs, _) = (_examples(each, split, changes) for each in (self, other))
         rows = [PairExample(**vars(a), other=b.prediction) for a, b in zip(ours, theirs, strict=True)]
         return contact_sheet(rows, names=self.classes, colours=colours, title=title)
+
+
+def _read_edges(folder: Path) -> NDArray[np.int64] | None:
+    with np.load(folder / FILE, allow_pickle=False) as kept:
+        names = [field.name for field in fields(BoundaryCounts)]
+        if not {f"boundary_{name}" for name in names} <= set(kept):
+            return None
+        return boundary_margins(BoundaryCounts(*(kept[f"boundary_{name}"] for name in names)))
+
+
+def _draw(weights: NDArray[np.float64], sums: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of R draws (R, G) and sums of groups (G, ...) -> (R, ...)."""
+    return (weights @ sums.reshape(len(sums), -1).astype(np.float64)).reshape(-1, *sums.shape[1:])
 
 
 def _score(margins: NDArray[Any]) -> Scores:

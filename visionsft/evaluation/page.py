@@ -70,7 +70,7 @@ class Page(ABC):
     """The same of files."""
     known: ClassVar[frozenset[str]] = frozenset(
         {"run", "task", "split", "warning", "checkpoint", "samples", "groups", "classes", "scores", "definitions",
-         "confusion", "data", "environment", "slices_note"}
+         "confusion", "data", "environment", "slices_note", "operating_point"}
     )  # fmt: skip
     """Further keys of scores.json that the page tells of; what is in none of these is shown as it stands."""
 

@@ -164,9 +164,15 @@ def _write_cells(
 
 
 def reliability_figure(
-    histogram: NDArray[np.float64], names: Sequence[str], colours: NDArray[np.uint8], *, title: str
+    histogram: NDArray[np.float64],
+    names: Sequence[str],
+    colours: NDArray[np.uint8],
+    *,
+    title: str,
+    what: str = "the predicted class",
+    counted: str = "pixels",
 ) -> Figure:
-    """Share right over mean probability, of the highest probability and of each class against the rest.
+    """Share right over mean probability, of the highest probability (`what`) and of each class against the rest.
 
     histogram: ``(K + 1, bins, 3)``, see `visionsft.evaluation.calibration`. Dots grow with the bin's pixels.
     """
@@ -175,12 +181,12 @@ def reliability_figure(
     _draw_reliability(left, histogram[0], colour="0.2", label="highest probability")
     for name, colour, row in zip(names, colours.tolist(), histogram[1:], strict=True):
         _draw_reliability(right, row, colour=_hex(colour), label=name)
-    left.set_title("the predicted class", fontsize=10)
+    left.set_title(what, fontsize=10)
     right.set_title("each class against the rest", fontsize=10)
     left.set_ylabel("share of them that are right")
     for axes in (left, right):
         axes.plot((0, 1), (0, 1), color="0.6", linewidth=1, linestyle="--", zorder=0)
-        axes.set(xlabel="mean probability of the bin's pixels", aspect="equal", xlim=(0, 1), ylim=(0, 1))
+        axes.set(xlabel=f"mean probability of the bin's {counted}", aspect="equal", xlim=(0, 1), ylim=(0, 1))
         axes.grid(color="0.92")
     figure.legend(
         *right.get_legend_handles_labels(), loc="outside right upper", fontsize=8, ncols=1 + len(names) // 24

@@ -34,6 +34,7 @@ from visionsft.evaluation.metrics import (
     summarise,
     summarise_labels,
 )
+from visionsft.evaluation.temperature import read_temperature
 from visionsft.models.rotated import rotated_iou
 from visionsft.runs import Checkpoint
 
@@ -134,13 +135,15 @@ class LabelProbe(_BatchProbe):
         config = self.loaded.config
         assert isinstance(config, ClassificationConfig)
         several = config.task.multi_label
-        thresholds = read_thresholds(self.loaded.run, self.checkpoint, self.names) if several else None
+        run, found = self.loaded.run, read_temperature(self.loaded.run, self.checkpoint)
+        value = found.value if found else 1.0
+        thresholds = read_thresholds(run, self.checkpoint, self.names, temperature=value) if several else None
         answers: list[list[NDArray[np.float32]]] = [[] for _ in range(1 + len(changes))]
         labels = []
         for batch in self._batches():
             labels.append(batch["label"])
             for own, image in zip(answers, self._views(batch, changes), strict=True):
-                own.append(classify(self.loaded, image))
+                own.append(classify(self.loaded, image, temperature=value))
         truth = torch.cat(labels).numpy()
         return [summarise_labels(np.concatenate(own), truth, self.names, thresholds=thresholds) for own in answers]
 

@@ -25,13 +25,13 @@ from visionsft.evaluation.answers import infer
 from visionsft.evaluation.evaluating import check_split, progress
 from visionsft.evaluation.metrics import SegmentationScores, confusion_matrix, predict_classes, summarise
 from visionsft.evaluation.metrics.segmentation import number
+from visionsft.evaluation.operating import FILE, apply_thresholds, describe_owner
 from visionsft.evaluation.temperature import read_temperature
 from visionsft.runs import Checkpoint, Run
 
 if TYPE_CHECKING:
     from visionsft.training.loading import LoadedRun
 
-FILE = "thresholds.json"
 RULE = (
     "a pixel gets the first class, in this order, whose probability reaches its threshold; a pixel that reaches none "
     "gets the most probable of the classes without a threshold (of all, if every class has one)"
@@ -93,9 +93,8 @@ class OperatingPoint:
             for each in self.thresholds
         ]
         price = _price_lines(self.price, self.thresholds) if self.price else ["no test split: no price"]
-        return "\n".join(
-            [title, "", "on val:", *chosen, "", *price, "", f"rule: {RULE}", f"written: {self.file}"]
-        )
+        written = f"written: {self.file}; `visionsft predict --operating-point` uses it"
+        return "\n".join([title, "", "on val:", *chosen, "", *price, "", f"rule: {RULE}", written])
 
     def as_dict(self) -> dict[str, Any]:
         """For thresholds.json."""
@@ -178,19 +177,6 @@ def _hint(given: str, allowed: Iterable[str]) -> str:
 # ------------------------------------------------------------------------------------------------ the rule
 
 
-def apply_thresholds(probabilities: Tensor, thresholds: Sequence[tuple[int, float]]) -> Tensor:
-    """The module's rule: ``(B, K, H, W) float32`` and (class, threshold) in order -> ``(B, H, W) uint8``."""
-    own = [k for k, _ in thresholds]
-    rest = probabilities
-    if len(own) < probabilities.shape[1]:
-        rest = probabilities.clone()
-        rest[:, own] = -1.0
-    classes = predict_classes(rest)
-    for k, value in reversed(thresholds):  # the first is written last, over the others
-        classes[probabilities[:, k] >= value] = k
-    return classes
-
-
 def count_scores(probabilities: Tensor, mask: Tensor, k: int, *, taken: Tensor) -> NDArray[np.int64]:
     """Labelled pixels by the largest of STEPS that their probability of class k reaches, those of k in row 1.
 
@@ -249,7 +235,7 @@ def choose_thresholds(
     point = OperatingPoint(
         run.name, checkpoint, scorer.temperature, tuple(thresholds), price, run.path / FILE
     )
-    run.write_json(FILE, {**point.as_dict(), "chosen_on": "val", "checkpoint": run.identify(checkpoint)})
+    run.write_json(FILE, {**point.as_dict(), "chosen_on": "val", **describe_owner(run, checkpoint)})
     return point
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
@@ -24,6 +24,7 @@ from torch import Tensor
 from datamodules import Classes, DataError
 from datamodules.raster import LONLAT
 from visionsft.errors import ConfigError
+from visionsft.evaluation.operating import AppliedPoint
 from visionsft.files import atomic_path
 from visionsft.models.detections import Detections
 from visionsft.models.inference import check_weights
@@ -129,8 +130,15 @@ class DetectionPredictor:
         *,
         overlay: bool = False,
         turned_iou: Iou | None = None,
+        point: AppliedPoint | None = None,
     ) -> None:
-        """turned_iou: for detectors of turned boxes, see `Merging`."""
+        """turned_iou: for detectors of turned boxes, see `Merging`.
+        point: scores from which on classes are kept; those without one keep that of the options.
+        """
+        self.least: Tensor | None = None
+        if point is not None:
+            self.least = torch.tensor(point.by_class(options.score), dtype=torch.float64)
+            options = replace(options, score=float(self.least.min()))
         self.loaded = loaded
         self.data = loaded.data
         self.options = options
@@ -141,6 +149,12 @@ class DetectionPredictor:
         self.detector: Detector = plain
         if self.views != [View()]:
             self.detector = ViewsDetector(plain, self.views, self.merging)
+
+    def keep(self, found: SceneDetections) -> SceneDetections:
+        """What reaches the score of its class."""
+        if self.least is None:
+            return found
+        return found.take(found.scores.double() >= self.least[found.labels])
 
     def slices(self, usual: int) -> Slices:
         """How images are cut. usual: side of a tile where neither options nor run say it."""
@@ -194,7 +208,7 @@ class SceneDetectionPredictor(DetectionPredictor):
         slices = self.usual_slices()
         grid = slices.plan(source.shape, step=source.step)
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
-            yield from detect_tiles(self.detector, source, grid, slices)
+            yield from map(self.keep, detect_tiles(self.detector, source, grid, slices))
 
     def predict(self, path: str, targets: dict[str, Path], *, overwrite: bool) -> str:
         """Make a scene's file. Returns a remark."""
@@ -228,9 +242,10 @@ class FrameDetectionPredictor(DetectionPredictor):
         overlay: bool = False,
         turned_iou: Iou | None = None,
         frames: FrameOptions = FrameOptions(),  # noqa: B008 (frozen)
+        point: AppliedPoint | None = None,
     ) -> None:
         """frames: how videos and folders are read; there are no class maps (`masks`)."""
-        super().__init__(loaded, options, overlay=overlay, turned_iou=turned_iou)
+        super().__init__(loaded, options, overlay=overlay, turned_iou=turned_iou, point=point)
         self.frames = frames
 
     def targets(self, path: str, out: Path) -> dict[str, Path]:
@@ -272,7 +287,8 @@ class FrameDetectionPredictor(DetectionPredictor):
 
         for found in detect_images(self.detector, images(), slices=slices, batch=FRAMES):
             path, size, valid = opened.pop(0)
-            yield path, self._write(path, _at_size(found, valid, size), size, jobs[path])
+            kept = self.keep(found)
+            yield path, self._write(path, _at_size(kept, valid, size), size, jobs[path])
         yield from problems.items()
 
     def _predict_drive(self, path: str, targets: dict[str, Path]) -> str:
@@ -306,7 +322,8 @@ class FrameDetectionPredictor(DetectionPredictor):
                 seen.append(valid)
                 yield image, valid
 
-        found = list(detect_images(self.detector, images(), slices=self.usual_slices(), batch=FRAMES))
+        answers = detect_images(self.detector, images(), slices=self.usual_slices(), batch=FRAMES)
+        found = list(map(self.keep, answers))
         rows = zip(found, seen, shots, strict=True)
         return [_at_size(each, valid, shot.picture.shape[:2]) for each, valid, shot in rows]
 
@@ -338,11 +355,14 @@ def detection_predictor(
     overlay: bool = False,
     turned_iou: Iou | None = None,
     frames: FrameOptions = FrameOptions(),  # noqa: B008 (frozen)
+    point: AppliedPoint | None = None,
 ) -> SceneDetectionPredictor | FrameDetectionPredictor:
     """The one that suits the run's data; frames: see `FrameDetectionPredictor`."""
     if hasattr(loaded.data, "prediction_scene"):
-        return SceneDetectionPredictor(loaded, options, overlay=overlay, turned_iou=turned_iou)
-    return FrameDetectionPredictor(loaded, options, overlay=overlay, turned_iou=turned_iou, frames=frames)
+        return SceneDetectionPredictor(loaded, options, overlay=overlay, turned_iou=turned_iou, point=point)
+    return FrameDetectionPredictor(
+        loaded, options, overlay=overlay, turned_iou=turned_iou, frames=frames, point=point
+    )
 
 
 def draw_objects(picture: NDArray[np.uint8], found: SceneDetections, classes: Classes) -> NDArray[np.uint8]:

@@ -39,6 +39,7 @@ from datamodules.frames import read_image
 from datamodules.videos import import_av, read_video, read_video_header
 from visionsft.errors import ConfigError, WriteError
 from visionsft.evaluation.evaluating import progress
+from visionsft.evaluation.metrics import predict_classes
 from visionsft.evaluation.pictures import overlay as draw_overlay
 from visionsft.files import atomic_folder, atomic_path
 from visionsft.prediction.inputs import find_inputs
@@ -288,7 +289,9 @@ def _refuse_equal_stems(paths: Sequence[Path]) -> None:
 # ------------------------------------------------------------------------------------------- classes of frames
 
 
-def frame_classifier(loaded: LoadedRun, *, run: Callable[[Tensor], Tensor]) -> Classify:
+def frame_classifier(
+    loaded: LoadedRun, *, run: Callable[[Tensor], Tensor], decide: Callable[[Tensor], Tensor] = predict_classes
+) -> Classify:
     """Classifies frames in memory as `visionsft.predict` does frames in files.
 
     run: (B, C, H, W) float32 normalised -> logits (B, K, H, W), such as ``partial(infer, loaded)``. Frames come to it
@@ -306,7 +309,7 @@ def frame_classifier(loaded: LoadedRun, *, run: Callable[[Tensor], Tensor]) -> C
             alike = [index for index, image in enumerate(images) if image.shape == shape]
             logits = run(torch.stack([images[index] for index in alike]))
             for index, own in zip(alike, logits.split(1), strict=True):
-                maps[index] = classes_at(own, (frames[index].shape[0], frames[index].shape[1]))
+                maps[index] = classes_at(own, (frames[index].shape[0], frames[index].shape[1]), decide)
         return [maps[index] for index in range(len(frames))]
 
     return classify

@@ -18,6 +18,7 @@ from visionsft.errors import ConfigError, WriteError
 from visionsft.evaluation.classifying import classify
 from visionsft.evaluation.evaluating import progress
 from visionsft.evaluation.label_thresholds import read_thresholds
+from visionsft.evaluation.temperature import read_temperature
 from visionsft.files import atomic_path
 from visionsft.prediction.inputs import find_inputs
 from visionsft.prediction.mapping import ScenePredictor
@@ -72,8 +73,10 @@ def label_files(
     if target.exists() and not overwrite:
         raise WriteError(f"{target}: exists; --overwrite replaces it")
     names = loaded.data.classes.names
-    thresholds = read_thresholds(loaded.run, "best", names) if several else None
-    labelled = [_label(loaded, path) for path in progress(paths, "predicting")]
+    found = read_temperature(loaded.run)
+    temperature = found.value if found else 1.0
+    thresholds = read_thresholds(loaded.run, "best", names, temperature=temperature) if several else None
+    labelled = [_label(loaded, path, temperature) for path in progress(paths, "predicting")]
     used = [(each.path, each.probabilities) for each in labelled if each.probabilities is not None]
     if used:
         with atomic_path(target) as temporary:
@@ -81,13 +84,14 @@ def label_files(
     return target, labelled
 
 
-def _label(loaded: LoadedRun, path: str) -> Labelled:
+def _label(loaded: LoadedRun, path: str, temperature: float) -> Labelled:
     start = time.perf_counter()
     try:
         sample = loaded.data.prediction_dataset([path])[0]
     except DataError as error:
         return Labelled(path, time.perf_counter() - start, None, str(error))
-    return Labelled(path, time.perf_counter() - start, classify(loaded, sample["image"][None])[0])
+    probabilities = classify(loaded, sample["image"][None], temperature=temperature)[0]
+    return Labelled(path, time.perf_counter() - start, probabilities)
 
 
 def _write(

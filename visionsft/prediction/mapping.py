@@ -17,6 +17,8 @@ from PIL import Image
 from datamodules import DataError, GeoTiffDataModule
 from datamodules.raster import LONLAT, Pool, read_thumbnail
 from visionsft.errors import ConfigError, nearest
+from visionsft.evaluation.metrics import predict_classes
+from visionsft.evaluation.operating import AppliedPoint
 from visionsft.evaluation.pictures import display
 from visionsft.evaluation.pictures import overlay as draw_overlay
 from visionsft.evaluation.temperature import load_temperature
@@ -87,15 +89,23 @@ class ScenePredictor:
     """Of scenes in a folder."""
 
     def __init__(
-        self, loaded: LoadedRun, options: SceneOptions = SceneOptions(), *, overlay: bool = False
+        self,
+        loaded: LoadedRun,
+        options: SceneOptions = SceneOptions(),
+        *,
+        overlay: bool = False,
+        point: AppliedPoint | None = None,
     ) -> None:
-        """overlay: also draw the classes over the picture, as a JPEG of at most 2048 pixels a side."""
+        """overlay: also draw the classes over the picture, as a JPEG of at most 2048 pixels a side.
+        point: the thresholds by which classes are decided; none: the most probable class.
+        """
         if not isinstance(loaded.data, GeoTiffDataModule):
             raise DataError(f"{loaded.run.path}: was trained on camera frames; scenes need a run of GeoTIFFs")
         self.loaded = loaded
         self.data = loaded.data
         self.options = options
         self.overlay = overlay
+        self.point = point
         options.polygons.chosen(loaded.data.classes.names)
         self.num_classes = len(self.data.classes)
         self.note = ""
@@ -128,7 +138,12 @@ class ScenePredictor:
         self, source: SceneSource, grid: Grid, *, first: int = 0, last: int | None = None
     ) -> Iterator[Band]:
         """Finished rows of the maps, from row `first` of the grid to before row `last`."""
-        layers = make_layers(self.options.layers, num_classes=self.num_classes, temperature=self.temperature)
+        layers = make_layers(
+            self.options.layers,
+            num_classes=self.num_classes,
+            temperature=self.temperature,
+            decide=self.point.decide if self.point else predict_classes,
+        )
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
             pieces = blend_tiles(
                 source,
@@ -184,7 +199,7 @@ class ScenePredictor:
         return MapWriter(
             folder,
             grid=source.scene.header.grid,
-            legends=legends(self.options.layers, self.data.classes),
+            legends=legends(self.options.layers, self.data.classes, note=self.point.as_dict() if self.point else None),
             key=self._key(path, source, grid),
         )
 
@@ -209,6 +224,7 @@ class ScenePredictor:
             "views": self.loaded.views,
             "temperature": self.temperature,
             "backend": self.backend(source, grid).name,
+            "operating_point": self.point and self.point.as_dict(),
         }
 
     def _outline(self, source: SceneSource, writer: MapWriter, target: Path) -> None:

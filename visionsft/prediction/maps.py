@@ -45,6 +45,8 @@ class Legend:
     """Of its bands."""
     classes: Classes | None
     """For a map of classes: its colours and names."""
+    note: str | None = None
+    """JSON of the operating point by which classes were decided."""
 
     @property
     def overviews(self) -> str:
@@ -52,12 +54,15 @@ class Legend:
         return "MODE" if self.classes is not None else "AVERAGE"
 
 
-def legends(layers: Sequence[str], classes: Classes) -> dict[str, Legend]:
-    """Of each layer of `visionsft.prediction.scenes.make_layers`."""
+def legends(
+    layers: Sequence[str], classes: Classes, *, note: Mapping[str, object] | None = None
+) -> dict[str, Legend]:
+    """Of each layer of `visionsft.prediction.scenes.make_layers`; note: see `Legend`."""
     return {
         name: Legend(
             names=classes.names if name == "probability" else ("class" if name == "classes" else name,),
             classes=classes if name == "classes" else None,
+            note=json.dumps(note) if note and name == "classes" else None,
         )
         for name in layers
     }
@@ -205,6 +210,8 @@ def _virtual(raw: str, grid: Grid, legend: Legend) -> str:
     """The VRT that tells GDAL what the bytes are."""
     bands = "".join(_virtual_band(raw, grid, legend, index) for index in range(len(legend.names)))
     place = ""
+    if legend.note is not None:
+        place += f'<Metadata><MDI key="operating_point">{escape(legend.note)}</MDI></Metadata>'
     if grid.crs is not None:
         place += f"<SRS>{escape(grid.crs.to_wkt())}</SRS>"
     if grid.transform != Affine.identity():

@@ -7,6 +7,7 @@ or resolution the model works at. A detection run gives a vector layer, and COCO
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,8 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from datamodules import ClassificationDataModule, DataError, DetectionDataModule, GeoTiffDataModule
+from visionsft.config import ClassificationConfig
 from visionsft.errors import ConfigError
 from visionsft.evaluation.evaluating import progress
+from visionsft.evaluation.operating import AppliedPoint, read_point
+from visionsft.files import write_text
 from visionsft.models.rotated import rotated_iou
 from visionsft.prediction.detections import (
     DetectionOptions,
@@ -23,7 +27,7 @@ from visionsft.prediction.detections import (
     SceneDetectionPredictor,
     detection_predictor,
 )
-from visionsft.prediction.inputs import check_targets, find_inputs
+from visionsft.prediction.inputs import check_targets, find_inputs, stem
 from visionsft.prediction.labelling import LabelOptions, label_files
 from visionsft.prediction.mapping import SceneOptions, ScenePredictor
 from visionsft.prediction.stills import FrameOptions, StillPredictor
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 
 Engine = Literal["local", "ray"]
 Predictor = ScenePredictor | StillPredictor | SceneDetectionPredictor | FrameDetectionPredictor
+POINT = "_operating_point.json"
+"""End of the name of the thresholds by which a result was decided."""
 SHOWN = 8
 """Files at most that one message names."""
 
@@ -97,6 +103,7 @@ def predict(
     overwrite: bool = False,
     resume: bool = False,
     overlay: bool = False,
+    operating_point: bool = False,
     scenes: SceneOptions = SceneOptions(),  # noqa: B008 (frozen)
     frames: FrameOptions = FrameOptions(),  # noqa: B008 (frozen)
     objects: DetectionOptions = DetectionOptions(),  # noqa: B008 (frozen)
@@ -107,15 +114,17 @@ def predict(
 
     inputs: files, folders (what lies directly in them), globs, .txt lists of them, and paths that GDAL fetches.
     Of a classification run the one file is a table of all inputs, see `visionsft.prediction.labelling`.
-    resume: keep finished results that exist. scenes: what a segmentation run makes of GeoTIFFs; frames: how videos
-    and folders of frames are read; objects: what a detection run makes of scenes and frames; labels: what a
-    classification run says. engine: 'ray' spreads scenes and row bands of large ones over a Ray cluster.
+    resume: keep finished results that exist. operating_point: decide by the thresholds that the run keeps (see
+    `visionsft thresholds`), and say so in ``<result>_operating_point.json``. scenes: what a segmentation run makes of
+    GeoTIFFs; frames: how videos and folders of frames are read; objects: what a detection run makes of scenes and
+    frames; labels: what a classification run says. engine: 'ray' spreads scenes and row bands of
+    large ones over a Ray cluster.
     An input that can't be used doesn't keep the others from being predicted; a DataError names all such inputs at
     the end.
     """
     predictions = predict_all(
-        run, inputs, out, overwrite=overwrite, resume=resume, overlay=overlay, scenes=scenes, frames=frames,
-        objects=objects, labels=labels, engine=engine,
+        run, inputs, out, overwrite=overwrite, resume=resume, overlay=overlay, operating_point=operating_point,
+        scenes=scenes, frames=frames, objects=objects, labels=labels, engine=engine,
     )  # fmt: skip
     predictions.check()
     return predictions.files
@@ -129,6 +138,7 @@ def predict_all(
     overwrite: bool = False,
     resume: bool = False,
     overlay: bool = False,
+    operating_point: bool = False,
     scenes: SceneOptions = SceneOptions(),  # noqa: B008 (frozen)
     frames: FrameOptions = FrameOptions(),  # noqa: B008 (frozen)
     objects: DetectionOptions = DetectionOptions(),  # noqa: B008 (frozen)
@@ -141,25 +151,52 @@ def predict_all(
     run = run if isinstance(run, Run) else Run.open(run)
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     loaded = load_run(run, "best")
+    point = _read_point(loaded) if operating_point else None
     if isinstance(loaded.data, ClassificationDataModule):
         wanted = {"resume": resume, "overlay": overlay, "engine": engine != "local"}
         _refuse_maps(wanted, scenes, frames, objects)
-        return _label(loaded, given, Path(out), labels, overwrite=overwrite)
+        labelled = _label(loaded, given, Path(out), labels, overwrite=overwrite)
+        if labelled.files:
+            _record(point, labelled.files[0].stem, labelled.out)
+        return labelled
     if given_labels := _changed(labels):
         raise ConfigError(f"{given_labels}: for classification; this run's task is {run.task}")
-    predictor = _predictor(loaded, overlay, scenes, frames, objects, engine)
+    predictor = _predictor(loaded, overlay, scenes, frames, objects, engine, point)
     paths = find_inputs(given, suffixes=predictor.suffixes, whole_folders=frames.drives)
     targets = {path: predictor.targets(path, Path(out)) for path in paths}
     check_targets(targets, overwrite=overwrite, resume=resume)
     kept = {path for path in paths if resume and all(file.exists() for file in targets[path].values())}
     jobs = {path: targets[path] for path in paths if path not in kept}
     outcomes = _outcomes(predictor, jobs, engine, overwrite=overwrite)
-    found = {each.path: each for each in progress(outcomes, "predicting", total=len(jobs))}
+    found = {}
+    for each in progress(outcomes, "predicting", total=len(jobs)):
+        found[each.path] = each
+        if each.problem is None:
+            _record(point, stem(each.path), Path(out))
     return Predictions(
         tuple(found.get(path) or Outcome(path, tuple(targets[path].values()), 0.0) for path in paths),
         Path(out),
         predictor.note,
     )
+
+
+def _read_point(loaded: LoadedRun) -> AppliedPoint:
+    """The run's operating point; images of one class have none."""
+    config = loaded.run.config
+    if isinstance(config, ClassificationConfig) and not config.task.multi_label:
+        raise ConfigError(
+            "operating_point: an image has one class here, the most probable one, so there are no thresholds"
+        )
+    return read_point(loaded.run, loaded.data.classes.names)
+
+
+def _record(point: AppliedPoint | None, name: str, out: Path) -> None:
+    """Beside a result: by what it was decided. One that was decided without thresholds has no such file."""
+    path = out / f"{name}{POINT}"
+    if point is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_text(path, json.dumps(point.as_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
 def _predictor(
@@ -169,6 +206,7 @@ def _predictor(
     frames: FrameOptions,
     objects: DetectionOptions,
     engine: Engine,
+    point: AppliedPoint | None,
 ) -> Predictor:
     """The one that suits the run; options for the others are refused."""
     on_ground = hasattr(loaded.data, "prediction_scene")
@@ -178,14 +216,16 @@ def _predictor(
         names = [_changed(scenes), "" if frames.masks else "masks", "engine" if engine != "local" else ""]
         if said := ", ".join(filter(None, names)):
             raise ConfigError(f"{said}: for class maps; this run was trained to detect objects")
-        return detection_predictor(loaded, objects, overlay=overlay, turned_iou=rotated_iou, frames=frames)
+        return detection_predictor(
+            loaded, objects, overlay=overlay, turned_iou=rotated_iou, frames=frames, point=point
+        )
     if given := _changed(objects):
         raise ConfigError(f"{given}: for detection; this run was trained to make class maps")
     if isinstance(loaded.data, GeoTiffDataModule):
-        return ScenePredictor(loaded, scenes, overlay=overlay)
+        return ScenePredictor(loaded, scenes, overlay=overlay, point=point)
     if given := _changed(scenes) or ("engine" if engine != "local" else ""):
         raise ConfigError(f"{given}: for GeoTIFF scenes; this run was trained on camera frames")
-    return StillPredictor(loaded, frames, overlay=overlay)
+    return StillPredictor(loaded, frames, overlay=overlay, point=point)
 
 
 def _refuse_maps(wanted: Mapping[str, bool], *others: SceneOptions | FrameOptions | DetectionOptions) -> None:

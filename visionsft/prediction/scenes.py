@@ -269,8 +269,16 @@ class Band:
 LAYERS = ("classes", "probability", "confidence", "entropy")
 
 
-def make_layers(names: Sequence[str], *, num_classes: int, temperature: float = 1.0) -> tuple[Layer, ...]:
+def make_layers(
+    names: Sequence[str],
+    *,
+    num_classes: int,
+    temperature: float = 1.0,
+    decide: Callable[[Tensor], Tensor] = predict_classes,
+) -> tuple[Layer, ...]:
     """Layers by name, each 0..254 for 0..1 where it isn't a class index.
+
+    classes: what `decide` makes of logits (1, K, h, w).
 
     probability: of every class, the softmax of the logits divided by `temperature`. confidence: the highest of
     them. entropy: of all of them, divided by the logarithm of their number.
@@ -284,7 +292,7 @@ def make_layers(names: Sequence[str], *, num_classes: int, temperature: float = 
         return torch.special.entr(p).sum(0, keepdim=True) / np.log(max(num_classes, 2))
 
     known = {
-        "classes": Layer("classes", 1, lambda logits: predict_classes(logits[None])),
+        "classes": Layer("classes", 1, lambda logits: decide(logits[None])),
         "probability": Layer("probability", num_classes, lambda logits: _scaled(softmax(logits))),
         "confidence": Layer("confidence", 1, lambda logits: _scaled(softmax(logits).amax(0, keepdim=True))),
         "entropy": Layer("entropy", 1, lambda logits: _scaled(entropy(logits))),

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from datamodules import DataError
 from datamodules.paths import is_remote
 from visionsft.errors import ConfigError
+from visionsft.evaluation.operating import AppliedPoint
 from visionsft.prediction.backends import Choice
 from visionsft.prediction.mapping import SceneOptions, ScenePredictor, remark
 from visionsft.prediction.predicting import Outcome
@@ -76,7 +77,7 @@ def predict_on_ray(predictor: ScenePredictor, jobs: Mapping[str, dict[str, Path]
             yield from _drain(predictor, waiting, ray, leave=0)
             yield _end(predictor, scene)
         for first, last in ranges:
-            waiting.append((scene, compute.remote(run, options, _absolute(path), first, last)))
+            waiting.append((scene, compute.remote(run, options, predictor.point, _absolute(path), first, last)))
             yield from _drain(predictor, waiting, ray, leave=2 * workers)
     yield from _drain(predictor, waiting, ray, leave=0)
 
@@ -121,19 +122,21 @@ def _end(predictor: ScenePredictor, scene: _Scene) -> Outcome:
     return Outcome(scene.path, files, seconds, scene.problem, remark(scene.source))
 
 
-def _compute(run: str, options: SceneOptions, path: str, first: int, last: int) -> list[Band]:
+def _compute(
+    run: str, options: SceneOptions, point: AppliedPoint | None, path: str, first: int, last: int
+) -> list[Band]:
     """In a worker: finished rows of a scene."""
-    predictor = _predictor(run, options)
+    predictor = _predictor(run, options, point)
     source = predictor.open(path)
     return list(predictor.bands(source, predictor.plan(source), first=first, last=last))
 
 
 @lru_cache(1)
-def _predictor(run: str, options: SceneOptions) -> ScenePredictor:
+def _predictor(run: str, options: SceneOptions, point: AppliedPoint | None) -> ScenePredictor:
     """One a worker: loading the model takes longer than a tile."""
     from visionsft.training.loading import load_run
 
-    return ScenePredictor(load_run(Run.open(run), "best"), options)
+    return ScenePredictor(load_run(Run.open(run), "best"), options, point=point)
 
 
 def _absolute(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from datamodules.frames import read_image
 from datamodules.videos import VIDEO_SUFFIXES
 from visionsft.errors import ConfigError
 from visionsft.evaluation.metrics import predict_classes
+from visionsft.evaluation.operating import AppliedPoint
 from visionsft.evaluation.pictures import overlay as draw_overlay
 from visionsft.files import atomic_path
 from visionsft.models.views import average_views
@@ -35,6 +37,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 """Of images in a folder."""
 MAP_SUFFIX = ".png"
 """Of class maps."""
+Decide = Callable[[Tensor], Tensor]
+"""logits (B, K, H, W) float -> class indices (B, H, W) uint8."""
 LARGEST = 8192 * 8192
 """Pixels of a frame at most: it is predicted in one piece."""
 
@@ -67,8 +71,15 @@ class StillPredictor:
     """Frames are computed by PyTorch: there is no choice to report."""
 
     def __init__(
-        self, loaded: LoadedRun, options: FrameOptions = FrameOptions(), *, overlay: bool = False
+        self,
+        loaded: LoadedRun,
+        options: FrameOptions = FrameOptions(),
+        *,
+        overlay: bool = False,
+        point: AppliedPoint | None = None,
     ) -> None:
+        """point: the thresholds by which classes are decided; none: the most probable class."""
+        self.decide: Decide = point.decide if point else predict_classes
         self.loaded = loaded
         self.options = options
         self.overlay = overlay
@@ -100,7 +111,7 @@ class StillPredictor:
         from visionsft.prediction import drives  # which writes its class maps as this module does
 
         wanted, classes = self.options, self.loaded.data.classes
-        classify = drives.frame_classifier(self.loaded, run=self.run)
+        classify = drives.frame_classifier(self.loaded, run=self.run, decide=self.decide)
         common = {"classify": classify, "classes": classes, "masks": wanted.masks, "overwrite": overwrite}
         if Path(path).is_dir():
             drives.predict_frames(path, out, rate=wanted.rate, **common)  # type: ignore[arg-type]
@@ -111,7 +122,7 @@ class StillPredictor:
         size = frame_size(path)
         sample = self.loaded.data.prediction_dataset([path])[0]
         logits = self.run(sample["image"][None])
-        classes = _classify(logits, sample["valid"].to(logits.device), size)
+        classes = _classify(logits, sample["valid"].to(logits.device), size, self.decide)
         names = self.loaded.data.classes
         with atomic_path(targets["classes"]) as temporary:
             write_indexed(temporary, classes, names)
@@ -154,16 +165,20 @@ def frame_size(path: str) -> tuple[int, int]:
     return height, width
 
 
-def classes_at(logits: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
+def classes_at(
+    logits: Tensor, size: tuple[int, int], decide: Decide = predict_classes
+) -> NDArray[np.uint8]:
     """logits (1, K, h, w) of a whole frame, resized or not -> class indices (H, W) at the frame's own size."""
     if logits.shape[2:] != torch.Size(size):
         logits = resample(logits.float(), size, covered=size, mode="bilinear")
-    return predict_classes(logits)[0].cpu().numpy()
+    return decide(logits)[0].cpu().numpy()
 
 
-def _classify(logits: Tensor, valid: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
+def _classify(
+    logits: Tensor, valid: Tensor, size: tuple[int, int], decide: Decide
+) -> NDArray[np.uint8]:
     """`classes_at`, and 255 where the frame, valid (h, w), isn't valid."""
-    classes = classes_at(logits, size)
+    classes = classes_at(logits, size, decide)
     if valid.shape != torch.Size(size):
         valid = resample(valid[None, None].float(), size, covered=size, mode="nearest")[0, 0] > 0.5
     classes[~valid.cpu().numpy()] = IGNORE

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from visionsft.errors import RunError
 from visionsft.evaluation.box_samples import BoxSamples
 from visionsft.evaluation.detection_counts import DetectionCounts
 from visionsft.evaluation.detection_scores import score_detections
 from visionsft.evaluation.differences import differences, permutation_test
 from visionsft.evaluation.metrics.boxes import ImageBoxes
+from visionsft.evaluation.metrics.masks import ImageMasks, mask_runs
 from visionsft.evaluation.samples import check_comparable
 from visionsft.runs import Run
 
@@ -80,6 +82,47 @@ def test_exchanged_runs_differ_by_the_sign_alone(cases) -> None:
     assert headline.ends is not None
     assert headline.difference < headline.ends[1] < 0
     assert headline.p == 2 / 2**8
+
+
+def test_ends_need_no_p_values(cases) -> None:
+    rng = np.random.default_rng(5)
+    truths = make_truths(rng, 24)
+    first, second = (detector(rng, truths, cases, skill=skill) for skill in (0.9, 0.5))
+    quick, whole = differences(first, second, tested=False), differences(first, second)
+    assert [(row.metric, row.of, row.ends) for row in quick] == [(row.metric, row.of, row.ends) for row in whole]
+    assert all(np.isnan(row.p) for row in quick)
+
+
+def test_masks_that_fill_their_boxes_have_the_boxes_numbers(cases) -> None:
+    rng = np.random.default_rng(6)
+    truths = [truth.round() for truth in make_truths(rng, 24)]
+    runs = []
+    for skill in (0.9, 0.5):
+        found = detector(rng, truths, cases, skill=skill).counts.boxes
+        whole = [replace(row, found=row.found.round().clip(0, 150)) for row in found]
+        counts = cases.counts(CLASSES, whole, [f"drive{i // 3}" for i in range(24)])
+        counts.masks = [filled(row) for row in counts.boxes]
+        runs.append(samples(counts))
+    rows = {(row.metric, row.of): row for row in differences(*runs, tested=False)}
+    for metric, of in (("map", None), ("ap50", "car"), ("recall", None), ("f1", "person")):
+        box, mask = rows[metric, of], rows[f"mask_{metric}", of]
+        assert mask.difference == pytest.approx(box.difference)
+        assert mask.ends == pytest.approx(box.ends)
+    plain = replace(runs[0], counts=cases.counts(CLASSES, runs[0].counts.boxes, list(runs[0].groups)))
+    with pytest.raises(RunError, match="have outlines in one run and none in the other"):
+        check_comparable(plain, runs[1])
+
+
+def filled(row: ImageBoxes) -> ImageMasks:
+    """Masks of all pixels of the boxes, in images of 150 x 150."""
+
+    def draw(boxes: np.ndarray) -> tuple[np.ndarray, ...]:
+        sides = boxes.clip(0, 150).astype(int)
+        return tuple(
+            mask_runs(np.ones((y2 - y1, x2 - x1), bool), 150, left=x1, top=y1) for x1, y1, x2, y2 in sides
+        )
+
+    return ImageMasks(draw(row.truth), draw(row.ignored), draw(row.found))
 
 
 def test_p_values_of_recall_are_scipys(cases) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.stats import bootstrap
 from sklearn.calibration import calibration_curve
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -18,10 +19,12 @@ from visionsft.evaluation.calibration import (
     calibration_error,
     describe,
     equal_mass_error,
+    error_interval,
     fit_temperature,
     measure,
     reliability,
 )
+from visionsft.evaluation.metrics.classification import label_reliability
 
 
 def draw(
@@ -167,3 +170,71 @@ def test_early_and_late_pixels_are_as_likely() -> None:
     by_batch = np.bincount(kept // 100, minlength=10)
     # 600 expected in each; its standard deviation is about 23
     assert np.abs(by_batch - 600).max() < 100
+
+
+# ------------------------------------------------------------------------------------------------ interval
+
+
+def grouped(rng: np.random.Generator, groups: int) -> np.ndarray:
+    """(groups, BINS, 3): each group's answers have a confidence of their own, and are right less often, by groups."""
+    confidence = rng.uniform(0.5, 1.0, (groups, 40))
+    right = rng.random((groups, 40)) < (confidence - 0.15 + 0.1 * rng.normal(size=(groups, 1))).clip(0, 1)
+    codes = np.ceil(confidence * BINS).astype(int) - 1
+    found = np.zeros((groups, BINS, 3))
+    for row, bins, values, hits in zip(found, codes, confidence, right, strict=True):
+        np.add.at(row, bins, np.stack([np.ones(40), values, hits], axis=1))
+    return found
+
+
+def test_the_interval_covers_by_groups_and_not_by_answers() -> None:
+    rng = np.random.default_rng(0)
+    truth = calibration_error(grouped(rng, 50_000).sum(axis=0))
+    hits = np.zeros(2)
+    simulations = 300  # a share near 95 % has a standard error of 1.3 %
+    for _ in range(simulations):
+        histograms = grouped(rng, 40)
+        ends = error_interval(histograms, [str(i) for i in range(40)], unit="group").ends
+        share = float(calibration_error(histograms.sum(axis=0)))
+        reach = 1.96 * np.sqrt(0.24 / (40 * 40))  # of as many answers that have nothing in common
+        assert ends is not None
+        hits += [ends[0] <= truth <= ends[1], abs(share - truth) <= reach]
+    assert 0.93 <= hits[0] / simulations <= 0.99
+    assert hits[1] / simulations < 0.9
+
+
+def test_its_spread_is_scipys_bootstrap() -> None:
+    histograms = grouped(np.random.default_rng(1), 60)
+    found = error_interval(histograms, [f"{i:02}" for i in range(60)], unit="group")
+    flat = histograms.reshape(60, -1)
+
+    def statistic(*columns: np.ndarray, axis: int) -> np.ndarray:
+        sums = np.stack([column.sum(axis=axis) for column in columns], axis=-1)
+        return calibration_error(sums.reshape(*sums.shape[:-1], BINS, 3))
+
+    drawn = bootstrap(tuple(flat.T), statistic, paired=True, n_resamples=2000, rng=np.random.default_rng(2))
+    assert found.ends is not None
+    estimate = float(calibration_error(histograms.sum(axis=0)))
+    reach = 2.0 * drawn.standard_error  # Student's t of 59 degrees of freedom: 2.0
+    corrected = 2 * estimate - drawn.bootstrap_distribution.mean()
+    assert found.ends[0] == pytest.approx(corrected - reach, abs=0.1 * reach)
+    assert found.ends[1] == pytest.approx(estimate + reach, abs=0.15 * reach)  # on the logit scale, in fact
+
+
+def test_the_upper_end_is_safe_where_all_is_well_calibrated() -> None:
+    """By chance alone the number is far above the truth, which is 0."""
+    rng, above = np.random.default_rng(3), 0
+    for _ in range(100):
+        confidence = rng.uniform(0.5, 1.0, 30 * 20)
+        right = rng.random(600) < confidence
+        owners = np.repeat(np.arange(30), 20)
+        histograms = label_reliability(confidence, right, owners=owners, count=30)
+        ends = error_interval(histograms, [str(i) for i in range(30)], unit="group").ends
+        assert ends is not None
+        above += ends[0] > 0.01
+    assert above < 20  # the number itself is, in nearly all
+
+
+def test_few_groups_have_no_interval() -> None:
+    found = error_interval(grouped(np.random.default_rng(1), 12), ["a", "b", "c"] * 4, unit="group")
+    assert found.ends is None
+    assert found.as_dict() == {"interval": None, "interval_note": "only 3 groups"}

@@ -21,10 +21,13 @@ from visionsft.errors import ConfigError, RunError
 from visionsft.evaluation import Answers, calibrate, choose_label_thresholds, evaluate, label_intervals
 from visionsft.evaluation.classifying import ClassificationEvaluation
 from visionsft.evaluation.gates import judge
-from visionsft.evaluation.metrics import summarise_labels
+from visionsft.evaluation.label_calibration import LabelCalibration, temper
+from visionsft.evaluation.metrics import one_hot, summarise_labels
+from visionsft.evaluation.reporting import report
 from visionsft.evaluation.robustness import measure_robustness
+from visionsft.evaluation.temperature import read_temperature
 from visionsft.gate import parse
-from visionsft.prediction import export_onnx
+from visionsft.prediction import export_onnx, predict
 from visionsft.runs import Run
 
 
@@ -45,6 +48,9 @@ def make(
         scores=summarise_labels(probabilities, labels, names, thresholds=thresholds),
         intervals=label_intervals(probabilities, labels, groups, names, thresholds=thresholds),
         answers=Answers(items, names, probabilities, labels, np.zeros(len(labels))), thresholds=thresholds,
+        calibration=LabelCalibration.of(
+            probabilities, one_hot(labels, len(names)), groups, several=thresholds is not None
+        ),
     )  # fmt: skip
 
 
@@ -59,6 +65,7 @@ class TestOneClass:
             "per_sample.npz",
             "confusion.csv",
             "confusion.png",
+            "reliability.png",
             "worst.png",
             "gallery",
             "slices.csv",
@@ -131,8 +138,6 @@ class TestOneClass:
 
     def test_commands_for_maps_are_refused(self, label_run: Run, tmp_path: Path) -> None:
         evaluate(label_run)
-        with pytest.raises(RunError, match="is for segmentation; this run's task is classification"):
-            calibrate(label_run)
         with pytest.raises(RunError, match="is for segmentation"):
             export_onnx(label_run, tmp_path / "model.onnx")
 
@@ -141,7 +146,7 @@ class TestOneClass:
         command = ["evaluate", str(run.path), "--gates-file", str(gates), "--slice-by", "brightness"]
         texts = ["accuracy.lower >= 0.5", "ece <= 1", "macro_f1 >= .8", "slice(brightness).accuracy.min >= 1"]
         gates.write_text(
-            "\n".join([*texts, f"recall[dark] drop_vs {label_run.path} <= 0.02", "parameters <= 1e9"])
+            "\n".join([*texts, f"recall[dark].upper drop_vs {label_run.path} <= 0.02", "parameters <= 1e9"])
         )
         evaluate(label_run)
         answer = CliRunner().invoke(app, command)
@@ -187,7 +192,7 @@ class TestOneClass:
         np.savez(file, **kept)
         (verdict,) = judge(run, [parse(f"accuracy drop_vs {label_run.path} <= 1", "classification")]).verdicts
         assert not verdict.passed
-        assert "were scored with other labels in 1 images" in verdict.note
+        assert "were scored with other labels in 1 (" in verdict.note
 
     def test_a_class_folder_that_came_later_is_named(
         self, label_values: dict[str, Any], label_run: Run, tmp_path: Path
@@ -203,7 +208,49 @@ class TestOneClass:
             evaluate(Run.open(run.path))
 
 
+    def test_a_temperature_is_fitted_stored_and_used(self, label_run: Run, tmp_path: Path) -> None:
+        run = copied(label_run, tmp_path)
+        before = evaluate(run)
+        assert "without a temperature" in before.table()
+        table = calibrate(run).table()
+        assert "fitted on 8 of 8 answers of split val" in table
+        assert "the end of the range" in table  # there are no mistakes
+        value = read_temperature(run)
+        assert value is not None
+        after = evaluate(run)
+        wanted = temper(before.answers.probabilities, value.value, several=False)
+        np.testing.assert_allclose(after.answers.probabilities, wanted, rtol=1e-5)
+        assert after.scores.accuracy == before.scores.accuracy
+        assert after.calibration.ece <= before.calibration.ece
+        stored = json.loads((after.folder / "scores.json").read_text())["calibration"]
+        assert stored["temperature"]["value"] == value.value
+        assert stored["temperature"]["ece_before"] == pytest.approx(before.scores.ece, abs=1e-6)
+        assert measure_robustness(run, limit=4).clean.ece == pytest.approx(after.scores.ece, abs=0.1)
+        pictures = sorted((Path(run.config.data.root) / "test" / "dark").iterdir())[:1]
+        (csv_file,) = predict(run, pictures, tmp_path / "out")
+        row = next(csv.DictReader(csv_file.open()))
+        index = [item.id for item in after.answers.items].index("test/dark/" + pictures[0].name)
+        assert float(row["probability"]) == pytest.approx(after.answers.probabilities[index].max(), rel=1e-4)
+        page = report(run)
+        assert "A temperature of" in page.read_text()
+
+
 class TestSeveralClasses:
+    def test_thresholds_mean_the_same_with_another_temperature(self, labels_run: Run, tmp_path: Path) -> None:
+        run = copied(labels_run, tmp_path)
+        choose_label_thresholds(run)
+        before = evaluate(run)
+        fitted = calibrate(run)
+        assert fitted.temperature.fitted_on["answers"] == 8 * 3
+        after = evaluate(run)
+        assert before.thresholds is not None
+        assert after.thresholds is not None
+        np.testing.assert_array_equal(after.decided, before.decided)
+        wanted = temper(before.thresholds, fitted.temperature.value, several=True)
+        np.testing.assert_allclose(after.thresholds, wanted, rtol=1e-5)
+        assert after.scores.macro_f1 == before.scores.macro_f1
+        assert after.calibration.temperature is not None
+
     def test_thresholds_are_chosen_stored_and_used(self, labels_run: Run, tmp_path: Path) -> None:
         run = copied(labels_run, tmp_path)
         before = evaluate(run)

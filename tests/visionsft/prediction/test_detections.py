@@ -28,6 +28,7 @@ from datamodules import (
     Normalisation,
 )
 from visionsft.errors import ConfigError, RunError
+from visionsft.evaluation.operating import AppliedPoint
 from visionsft.models.detections import Detections
 from visionsft.prediction import detections
 from visionsft.prediction.detections import (
@@ -152,6 +153,21 @@ def test_the_score_decides_what_is_written(tmp_path: Path) -> None:
     targets = predictor.targets(str(scene), tmp_path)
     predictor.predict(str(scene), targets, overwrite=True)
     assert read(targets["objects"]) == BOXES[:1]
+
+
+@pytest.mark.parametrize("kind", ["geotiff", "camera"])
+def test_each_class_has_its_score_at_the_operating_point(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "in.tif" if kind == "geotiff" else tmp_path / "in.png"
+    image = write_scene(place) if kind == "geotiff" else write_frame(place)
+    found = []
+    for thresholds in ((), ((1, 0.9),), ((0, 0.5),), ((0, 0.2), (1, 0.5))):  # dim: 0.39, bright: 0.78
+        point = AppliedPoint(thresholds, ("dim", "bright"), "r", 1.0, "0")
+        predictor = detection_predictor(loaded(tmp_path, kind), DetectionOptions(score=0.3), point=point)
+        targets = predictor.targets(str(image), tmp_path / "out")
+        predictor.predict(str(image), targets, overwrite=True)
+        rows = read(targets["objects"]) if kind == "geotiff" else read_frame(targets["objects"])
+        found.append([name for name, _ in rows])
+    assert found == [["bright", "dim"], ["dim"], ["bright"], ["bright", "dim"]]
 
 
 @pytest.mark.parametrize("spoil", ["missing band", "cut off", "no raster"])

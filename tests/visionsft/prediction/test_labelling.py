@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def test_top_and_globs(label_run: Run, labelled_pictures: Path, tmp_path: Path) 
     assert [row["class"] for row in found] == ["bright", "dark"]
     with pytest.raises(ConfigError, match="top is 0"):
         LabelOptions(top=0)
+    with pytest.raises(ConfigError, match="operating_point: an image has one class here"):
+        predict(label_run, pattern, tmp_path / "b", operating_point=True)
 
 
 def test_several_classes_have_a_column_each(labels_run: Run, labelled_pictures: Path, tmp_path: Path) -> None:
@@ -61,6 +64,11 @@ def test_several_classes_have_a_column_each(labels_run: Run, labelled_pictures: 
     for row in found:
         given = [name for name, limit in chosen.values.items() if float(row[name]) >= limit]
         assert row["classes"] == ";".join(given)
+    assert not (tmp_path / "predictions_operating_point.json").exists()
+    pictures = labelled_pictures / "test" / "bright"
+    predict(labels_run, pictures, tmp_path, operating_point=True, overwrite=True)
+    kept = json.loads((tmp_path / "predictions_operating_point.json").read_text())
+    assert kept["thresholds"] == chosen.values
     with pytest.raises(ConfigError, match="every class has its column"):
         predict(labels_run, labelled_pictures / "test" / "bright", tmp_path / "b", labels=LabelOptions(top=1))
 

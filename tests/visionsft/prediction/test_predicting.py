@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,7 +29,8 @@ from datamodules import (
 )
 from datamodules.batch import Window
 from visionsft.config import Backbone, CameraData, SegmentationConfig
-from visionsft.errors import ConfigError, WriteError
+from visionsft.errors import ConfigError, RunError, WriteError
+from visionsft.evaluation.operating import describe_owner
 from visionsft.evaluation.temperature import Temperature, store_temperature
 from visionsft.prediction import (
     FrameOptions,
@@ -333,6 +335,59 @@ def test_the_fitted_temperature_softens_probabilities(write_run: Callable[..., R
     (soft,) = scene_bands(run, image, options=options)
     assert np.array_equal(soft.classes, plain.classes)
     assert soft.maps["confidence"].mean() < plain.maps["confidence"].mean()
+
+
+def choose(run: Run, *thresholds: tuple[str, float]) -> None:
+    """Keep an operating point."""
+    rows = [{"class": name, "threshold": value} for name, value in thresholds]
+    owner = describe_owner(run, "best")
+    run.write_json("thresholds.json", {"rule": "r", "temperature": 2.0, "thresholds": rows, **owner})
+
+
+def test_maps_are_decided_by_the_operating_point(write_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    image = write_scene(tmp_path / "in" / "a.tif", draw(70, 40))
+    with pytest.raises(RunError, match="has no operating point"):
+        predict(run, [image], tmp_path / "out", operating_point=True)
+    choose(run, ("middle", 0.34), ("high", 0.3))
+    store_temperature(run, "best", Temperature(2.0, {"split": "val"}, {}))
+    options = SceneOptions(("probability",))
+    files = predict(run, [image], tmp_path / "out", operating_point=True, scenes=options)
+    with rasterio.open(files[0]) as file:
+        classes, tags = file.read(1), file.tags()
+    with rasterio.open(tmp_path / "out" / "a_probability.tif") as file:
+        chances = file.read().astype(float) / 254
+        assert "operating_point" not in file.tags()
+    wanted = np.where(chances[2] >= 0.3, 2, 0)
+    wanted[chances[1] >= 0.34] = 1
+    sure = (abs(chances[1] - 0.34) > 0.003) & (abs(chances[2] - 0.3) > 0.003)  # they are rounded
+    assert np.array_equal(classes[sure], wanted[sure])
+    assert len(np.unique(classes)) > 1
+    assert sure.mean() > 0.5
+    kept = json.loads((tmp_path / "out" / "a_operating_point.json").read_text())
+    assert kept == json.loads(tags["operating_point"])
+    assert kept["thresholds"] == {"middle": 0.34, "high": 0.3}
+    assert kept["checkpoint_sha256"] == run.identify("best")["sha256"]
+    with rasterio.open(predict(run, [image], tmp_path / "out", overwrite=True)[0]) as file:
+        assert "operating_point" not in file.tags()
+        assert not np.array_equal(file.read(1), classes)
+    assert not (tmp_path / "out" / "a_operating_point.json").exists()
+
+
+def test_frames_are_decided_by_the_operating_point(frame_run: Run, tmp_path: Path) -> None:
+    frame = write_frame(tmp_path / "in" / "a.png", draw(20, 30))
+    choose(frame_run, ("high", 0.999))
+    (file,) = predict(frame_run, [frame], tmp_path / "out", operating_point=True)
+    (plain,) = predict(frame_run, [frame], tmp_path / "plain")
+    with Image.open(file) as found, Image.open(plain) as before:
+        given, most_probable = np.array(found), np.array(before)
+    assert 2 in most_probable
+    assert 2 not in given  # none is as certain
+    assert np.array_equal(given[most_probable != 2], most_probable[most_probable != 2])
+    torch.save({}, frame_run.checkpoint("best"))
+    with pytest.raises(RunError, match="another checkpoint"):
+        predict(frame_run, [frame], tmp_path / "other", operating_point=True)
+    assert not (tmp_path / "other").exists()
 
 
 def test_layers_on_request(make_run: Callable[..., Run], scenes: Path) -> None:

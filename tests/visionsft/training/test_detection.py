@@ -12,8 +12,15 @@ import pytest
 
 import visionsft
 from visionsft.acceptance import gates_of
-from visionsft.errors import ConfigError
-from visionsft.evaluation import DetectionEvaluation, judge, load_detection_counts, score_detections
+from visionsft.errors import ConfigError, RunError
+from visionsft.evaluation import (
+    DetectionEvaluation,
+    calibrate,
+    choose_scores,
+    judge,
+    load_detection_counts,
+    score_detections,
+)
 from visionsft.evaluation.robustness import measure_robustness
 from visionsft.gate import parse
 from visionsft.loading import load_config
@@ -125,6 +132,29 @@ def told_again(run: visionsft.Run, evaluation: DetectionEvaluation) -> None:
         assert len(sample["marks"]["error"]) == 1
 
 
+def operated(run: visionsft.Run, pictures: Path, folder: Path) -> None:
+    """Scores by class, chosen on validation, shown by evaluate and used by predict."""
+    with pytest.raises(RunError, match="has no operating point"):
+        visionsft.predict(run, pictures, folder / "operated", operating_point=True)
+    point = choose_scores(run, [f"recall[{CLASSES[0]}] >= 0.3"])
+    assert point.thresholds[0].recall >= 0.3
+    assert "on test:" in point.table()
+    evaluation = visionsft.evaluate(run)
+    assert isinstance(evaluation, DetectionEvaluation)
+    assert evaluation.price is not None
+    assert point.price is not None
+    assert evaluation.price.as_dict() == point.price.as_dict()
+    assert "operating point" in evaluation.table()
+    assert "Operating point" in visionsft.report(run).read_text()
+    files = visionsft.predict(run, pictures, folder / "operated", operating_point=True)
+    least = point.thresholds[0].value
+    for file in files:
+        rows = [row for row in json.loads(file.read_text())["annotations"] if row["category_id"] == 0]
+        assert all(row["score"] >= least - 1e-5 for row in rows)  # they are rounded
+    kept = json.loads((folder / "operated" / f"{files[0].stem}_operating_point.json").read_text())
+    assert kept["thresholds"] == {CLASSES[0]: least}
+
+
 @pytest.mark.parametrize(
     ("layout", "kind", "head", "data"),
     [
@@ -173,13 +203,25 @@ def test_from_configuration_to_files(
     assert values[:2] == [scores["scores"]["ap50"], scores["scores"]["per_class"][0]["recall"]]
     assert values[3] == 0
     assert all(value is not None for value in values)
+    drops = ["recall.upper"] + (["mask_ap50.lower"] if kept.masks else [])
+    for drop in drops:
+        (found,) = judge(run, [parse(f"{drop} drop_vs {run.path} <= 0", kind)]).verdicts
+        assert found.note.startswith("no interval of the drop: too few groups with objects of it")
     (tmp_path / "gates.txt").write_text(f"ece <= 0.1\nrecall[{CLASSES[0]}s] >= 0.5\n")
-    with pytest.raises(ConfigError, match=r"(?s)calibration of detectors isn't measured.*nearest: dark"):
+    with pytest.raises(ConfigError, match="nearest: dark"):
         gates_of(run, file=tmp_path / "gates.txt")
+    assert scores["calibration"]["iou"] == 0.5
+    (found,) = judge(run, [parse("ece.upper <= 0.1", kind)]).verdicts
+    assert found.value is None
+    assert found.note.startswith("no interval: only")
+    with pytest.raises(RunError, match="a detector has no temperature, which would change no ranking"):
+        calibrate(run)
     told_again(run, evaluation)
     pictures = tmp_path / "data" / ("images/test" if layout == "dota" else "test")
     files = visionsft.predict(run, pictures, tmp_path / "found")
     assert len(files) == 4
+    if head["name"] == "fcos":
+        operated(run, pictures, tmp_path)
     assert {"images", "annotations", "categories"} <= json.loads(files[0].read_text()).keys()
 
 

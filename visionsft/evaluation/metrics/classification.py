@@ -108,14 +108,23 @@ def class_average_precisions(
     return np.stack([average_precision(*pair, weights) for pair in pairs], axis=-1)
 
 
-def label_reliability(probabilities: NDArray[Any], right: NDArray[np.bool_]) -> NDArray[np.float64]:
+def label_reliability(
+    probabilities: NDArray[Any],
+    right: NDArray[np.bool_],
+    *,
+    owners: NDArray[np.int64] | None = None,
+    count: int = 1,
+) -> NDArray[np.float64]:
     """(P,) each -> (BINS, 3): answers in each bin, the sum of their probabilities, and how many are right.
 
-    As `visionsft.evaluation.calibration` has it; a bin has its upper edge, not its lower one.
+    As `visionsft.evaluation.calibration` has it; a bin has its upper edge, not its lower one. owners: (P,) which of
+    `count` images each answer is of -> (count, BINS, 3).
     """
     codes = np.clip(np.ceil(probabilities * BINS).astype(int), 1, BINS) - 1
+    codes = codes if owners is None else codes + BINS * owners
     columns = (np.ones(len(codes)), probabilities, right)
-    return np.stack([np.bincount(codes, column, BINS) for column in columns], axis=-1)
+    sums = np.stack([np.bincount(codes, column, count * BINS).astype(np.float64) for column in columns], axis=-1)
+    return sums if owners is None else sums.reshape(count, BINS, 3)
 
 
 @dataclass(frozen=True)
