@@ -160,12 +160,13 @@ class Moments:
 
     def add(self, values: np.ndarray, valid: np.ndarray) -> None:
         """values (C, H, W), valid (H, W) bool."""
-        pixels = values[:, valid].astype(np.float64)
+        pixels = values.reshape(len(values), -1) if valid.all() else values[:, valid]
         count = pixels.shape[1]
         if count == 0:
             return
-        mean = pixels.mean(axis=1)
-        squares = ((pixels - mean[:, None]) ** 2).sum(axis=1)
+        mean = pixels.mean(axis=1, dtype=np.float64)
+        centred = pixels - mean[:, None]
+        squares = np.einsum("ij,ij->i", centred, centred)
         self.merge(count, mean, squares, pixels.min(axis=1), pixels.max(axis=1))
 
     def merge(

@@ -33,7 +33,7 @@ class View:
         if self.scale != 1:
             scaled = [max(1, round(side * self.scale)) for side in image.shape[-2:]]
             image = F.interpolate(image, scaled, mode="bilinear", antialias=self.scale < 1)
-        image = torch.rot90(image, self.turns, (2, 3))
+        image = _turn(image, self.turns)
         return image.flip(3) if self.mirrored else image
 
 
@@ -80,5 +80,10 @@ def _views(
     size = image.shape[-2:]
     for view in list_views(scales, symmetry):
         logits = model(view.show(image))
-        logits = torch.rot90(logits.flip(3) if view.mirrored else logits, -view.turns, (2, 3))
+        logits = _turn(logits.flip(3) if view.mirrored else logits, -view.turns)
         yield logits if view.scale == 1 else F.interpolate(logits.float(), size, mode="bilinear")
+
+
+def _turn(maps: Tensor, turns: int) -> Tensor:
+    """maps: (B, C, H, W). torch copies all of them for no turn, too."""
+    return torch.rot90(maps, turns, (2, 3)) if turns else maps

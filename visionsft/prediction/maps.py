@@ -2,7 +2,7 @@
 
 Until a scene is finished its maps are plain bytes in a folder of their own, ``.<stem>.partial``, beside where they
 will be: Python sees a disk that fills, and a killed prediction goes on after the last band that was noted there.
-GDAL then turns them into GeoTIFFs with overviews, a window at a time.
+Then they are halved until they are small, and GDAL turns all sizes into GeoTIFFs, a window at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -29,12 +29,15 @@ from datamodules.batch import IGNORE
 from datamodules.raster import Grid
 from visionsft.errors import WriteError
 from visionsft.files import atomic_path, disk_trouble, free_bytes, write_text
+from visionsft.prediction.overviews import Halve, halve_classes, halve_shares, overview_sizes, write_half
 from visionsft.prediction.scenes import FULL, Band
 
 BLOCK = 512
 """Side of the finished files' tiles."""
 CACHE_BYTES = 64 * 2**20
 """GDAL's, while it finishes a file."""
+LEVEL = 5
+"""Of deflate. With GDAL's own, 6, it takes twice as long, and a Landsat scene's class map is a tenth smaller."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class Legend:
     """JSON of the operating point by which classes were decided."""
 
     @property
-    def overviews(self) -> str:
-        """How GDAL makes pixels coarser: the most frequent class, the mean of all else."""
-        return "MODE" if self.classes is not None else "AVERAGE"
+    def halve(self) -> Halve:
+        """How pixels are made coarser: the most frequent class, the mean of all else."""
+        return halve_classes if self.classes is not None else halve_shares
 
 
 def legends(
@@ -127,12 +130,7 @@ class MapWriter:
         """A one-band layer in at most side x side pixels, as (h, w): the nearest of its own."""
         height, width = self.grid.height, self.grid.width
         share = min(1.0, side / max(height, width))
-        rows, cols = (
-            (
-                (np.arange(max(1, round(length * share))) + 0.5) * (length / max(1, round(length * share)))
-            ).astype(int)
-            for length in (height, width)
-        )
+        rows, cols = (_centres(length, max(1, round(length * share))) for length in (height, width))
         raw = np.memmap(self._raw(name), np.uint8, mode="r", shape=(height, width))
         return np.stack([raw[row][cols] for row in rows])
 
@@ -148,10 +146,26 @@ class MapWriter:
         """Every layer as a Cloud-Optimised GeoTIFF under its final name; the folder goes."""
         assert self.rows == self.grid.height, f"{self.rows} of {self.grid.height} rows"
         for name, target in targets.items():
-            source = self.folder / f"{name}.vrt"
-            write_text(source, _virtual(self._raw(name).name, self.grid, self.legends[name]))
-            write_cog(source, target, overviews=self.legends[name].overviews)
+            with self._trouble():
+                source = self._describe(name)
+            write_cog(source, target)
         shutil.rmtree(self.folder)
+
+    def _describe(self, name: str) -> Path:
+        """A file that GDAL opens as the layer with its overviews, which are written beside it."""
+        legend, grid = self.legends[name], self.grid
+        sizes = [(grid.height, grid.width), *overview_sizes(grid.height, grid.width, smallest=BLOCK)]
+        raws = [self._raw(name), *(self._raw(f"{name}.{level}") for level in range(1, len(sizes)))]
+        for size, raw, half in zip(sizes, raws, raws[1:], strict=False):
+            write_half(raw, half, (len(legend.names), *size), legend.halve)
+        smaller: list[str] = []
+        for size, raw in zip(sizes[1:], raws[1:], strict=True):
+            ground = replace(grid, height=size[0], width=size[1], crs=None, transform=Affine.identity())
+            smaller.append(f"{raw.stem}.vrt")
+            write_text(self.folder / smaller[-1], _virtual(raw.name, ground, legend))
+        source = self.folder / f"{name}.vrt"
+        write_text(source, _virtual(raws[0].name, grid, legend, overviews=smaller))
+        return source
 
     @property
     def _state(self) -> Path:
@@ -181,13 +195,17 @@ def _centres(length: int, count: int) -> NDArray[np.int64]:
     return ((np.arange(count) + 0.5) * (length / count)).astype(np.int64)
 
 
-def write_cog(source: Path, target: Path, *, overviews: str) -> None:
-    """What GDAL opens as `source` as a Cloud-Optimised GeoTIFF, streamed; complete, or not there."""
+def write_cog(source: Path, target: Path, *, overviews: str | None = None) -> None:
+    """What GDAL opens as `source` as a Cloud-Optimised GeoTIFF, streamed; complete, or not there.
+
+    overviews: how GDAL makes them; None: those that `source` has.
+    """
+    made = {"overviews": "FORCE_USE_EXISTING"} if overviews is None else {"overview_resampling": overviews}
     with atomic_path(target) as path:
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES, GDAL_DISABLE_READDIR_ON_OPEN="TRUE", GDAL_PAM_ENABLED="NO"):
             rasterio.shutil.copy(
-                str(source), str(path), driver="COG", compress="DEFLATE", blocksize=BLOCK,
-                overview_resampling=overviews, num_threads="ALL_CPUS", bigtiff="IF_SAFER",
+                str(source), str(path), driver="COG", compress="DEFLATE", level=LEVEL, blocksize=BLOCK,
+                num_threads="ALL_CPUS", bigtiff="IF_SAFER", **made,
             )  # fmt: skip
         _check_complete(path, target)
 
@@ -206,9 +224,9 @@ def _check_complete(path: Path, target: Path) -> None:
         raise WriteError(f"{target}: could not be written completely ({error})") from error
 
 
-def _virtual(raw: str, grid: Grid, legend: Legend) -> str:
-    """The VRT that tells GDAL what the bytes are."""
-    bands = "".join(_virtual_band(raw, grid, legend, index) for index in range(len(legend.names)))
+def _virtual(raw: str, grid: Grid, legend: Legend, *, overviews: Sequence[str] = ()) -> str:
+    """The VRT that tells GDAL what the bytes are. overviews: VRTs of the same in smaller, beside it."""
+    bands = "".join(_virtual_band(raw, grid, legend, index, overviews) for index in range(len(legend.names)))
     place = ""
     if legend.note is not None:
         place += f'<Metadata><MDI key="operating_point">{escape(legend.note)}</MDI></Metadata>'
@@ -219,7 +237,7 @@ def _virtual(raw: str, grid: Grid, legend: Legend) -> str:
     return f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}">{place}{bands}</VRTDataset>'
 
 
-def _virtual_band(raw: str, grid: Grid, legend: Legend, index: int) -> str:
+def _virtual_band(raw: str, grid: Grid, legend: Legend, index: int, overviews: Sequence[str]) -> str:
     parts = [
         f"<Description>{escape(legend.names[index])}</Description>",
         f"<NoDataValue>{IGNORE}</NoDataValue>",
@@ -236,6 +254,11 @@ def _virtual_band(raw: str, grid: Grid, legend: Legend, index: int) -> str:
         parts += [f"<ColorTable>{entries}</ColorTable>"]
     else:
         parts += [f"<Scale>{1 / FULL!r}</Scale>"]
+    parts += [
+        f'<Overview><SourceFilename relativeToVRT="1">{escape(each)}</SourceFilename>'
+        f"<SourceBand>{index + 1}</SourceBand></Overview>"
+        for each in overviews
+    ]
     size = grid.height * grid.width
     return (
         f'<VRTRasterBand dataType="Byte" band="{index + 1}" subClass="VRTRawRasterBand">{"".join(parts)}'
