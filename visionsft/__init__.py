@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from visionsft.preparation.embedding import embed
     from visionsft.preparation.exploring import draw_map, find_neighbours
     from visionsft.preparation.selection import select
+    from visionsft.preparation.suggestion import suggest
     from visionsft.runs import Run
     from visionsft.training.fitting import fit
     from visionsft.training.loading import load_model
@@ -53,6 +54,7 @@ _HOMES = {
     "report": "visionsft.evaluation.reporting",
     "scene_bands": "visionsft.prediction",
     "select": "visionsft.preparation.selection",
+    "suggest": "visionsft.preparation.suggestion",
     "tune": "visionsft.training.tuning",
 }
 
@@ -79,6 +81,7 @@ __all__ = [
     "report",
     "scene_bands",
     "select",
+    "suggest",
     "tune",
 ]
 

@@ -669,6 +669,27 @@ def embed(
 
 
 @app.command()
+def suggest(
+    run: RunFolder,
+    pool: Annotated[
+        list[str], typer.Argument(metavar="POOL...", help="Unlabelled files, folders, globs, .txt lists.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the suggestions.")],
+    count: Annotated[int, typer.Option(min=1, help="Images, or windows of scenes, to suggest.")] = 50,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier suggestions.")] = False,
+) -> None:
+    """Say which images of POOL to label next, and why: those that RUN is unsure of and hasn't seen the like of."""
+    from visionsft.runs import Run
+
+    Run.open(run).checkpoint("best")  # before the slow imports
+    from visionsft.preparation.suggestion import suggest
+
+    suggestions = suggest(run, pool, out=out, count=count, overwrite=overwrite)
+    typer.echo(suggestions.table())
+    suggestions.check()
+
+
+@app.command()
 def sample_data(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to fill.")],
     kind: Annotated[SampleKind, typer.Option(help="What to draw.")] = SampleKind.satellite,

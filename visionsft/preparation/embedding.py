@@ -140,11 +140,14 @@ class Losses:
     """Images or cells without a valid pixel."""
 
 
-def _images_of_split(data: Any, split: str, losses: Losses) -> Iterator[Image]:
-    """The samples of a split, whole and in order, with their labels."""
+def images_of_split(data: Any, split: str, losses: Losses, *, most: int | None = None) -> Iterator[Image]:
+    """The samples of a split, whole and in order, with their labels; of more than `most` evenly spaced ones."""
     dataset: Any = data.evaluation_loader(split).dataset
     images = getattr(dataset, "images", dataset)
-    for index, item in enumerate(progress(images.items, "embedding")):
+    count = len(images.items)
+    chosen = range(count) if most is None or most >= count else np.linspace(0, count - 1, most).astype(int).tolist()
+    for index in progress(chosen, "embedding"):
+        item = images.items[index]
         try:
             sample = dataset[index]
         except DataError as error:
@@ -153,14 +156,14 @@ def _images_of_split(data: Any, split: str, losses: Losses) -> Iterator[Image]:
         yield _image(item, sample, _grid_of(images.reader, item), label=_label_of(data, sample))
 
 
-def _images_of_files(data: Any, paths: Sequence[str], losses: Losses, cell: int | None) -> Iterator[Image]:
+def images_of_files(data: Any, paths: Sequence[str], losses: Losses, cell: int | None) -> Iterator[Image]:
     """Frames and patches whole, scenes cell by cell."""
     for path in progress(paths, "embedding"):
         try:
             if has_cells(data):
                 yield from _cells(data, path, cell)
             else:
-                yield _whole(data, path)
+                yield whole_image(data, path)
         except DataError as error:
             losses.failed[path] = str(error)
 
@@ -177,7 +180,7 @@ def open_scene(data: Any, path: str) -> tuple[RegionSource, Grid]:
     return source, scene.grid
 
 
-def _whole(data: Any, path: str) -> Image:
+def whole_image(data: Any, path: str) -> Image:
     """A file in one piece."""
     if not has_cells(data):
         dataset: Any = data.prediction_dataset([path])
@@ -245,8 +248,8 @@ def _label_of(data: Any, sample: Any) -> str:
 # ----------------------------------------------------------------------------------------------------- rows
 
 
-def _batches(images: Iterable[Image], size: int) -> Iterator[list[Image]]:
-    """Neighbours of one shape together."""
+def in_batches(images: Iterable[Image], size: int) -> Iterator[list[Image]]:
+    """Neighbours of one shape together, at most `size` of them."""
     batch: list[Image] = []
     for image in images:
         if batch and (len(batch) == size or image.pixels.shape != batch[0].pixels.shape):
@@ -261,7 +264,7 @@ def embed_images(
     encoder: Encoder, images: Iterable[Image], *, dense: bool, losses: Losses
 ) -> Iterator[Rows]:
     """The rows of each batch of images."""
-    for some in ahead(_batches(images, encoder.data.eval_batch_size)):
+    for some in ahead(in_batches(images, encoder.data.eval_batch_size)):
         maps = encoder.map(torch.stack([image.pixels for image in some]))
         shares = torch.stack([valid_share(image.valid, maps.shape[2:], encoder.stride) for image in some])
         made = [_positions(*each) if dense else _mean(*each) for each in zip(some, maps, shares, strict=True)]
@@ -386,9 +389,9 @@ def embed(
             raise ConfigError("cell: for scenes; here every image is one row")
     losses = Losses()
     images = (
-        _images_of_files(encoder.data, paths, losses, cell)
+        images_of_files(encoder.data, paths, losses, cell)
         if split is None
-        else _images_of_split(encoder.data, split, losses)
+        else images_of_split(encoder.data, split, losses)
     )
     count, identity = 0, encoder.identity | {"dense": str(dense)}
     crs = common_crs(_grids(encoder.data, split, paths))
@@ -404,7 +407,7 @@ def embed(
 
 def embed_image(encoder: Encoder, path: str | Path) -> NDArray[np.float32]:
     """(D,) of one image, or of a whole scene in one piece."""
-    rows = next(embed_images(encoder, [_whole(encoder.data, str(path))], dense=False, losses=Losses()))
+    rows = next(embed_images(encoder, [whole_image(encoder.data, str(path))], dense=False, losses=Losses()))
     if not rows.places:
         raise DataError(f"{path}: has no valid pixel")
     return np.asarray(rows.vectors[0])
