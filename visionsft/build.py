@@ -53,6 +53,7 @@ from visionsft.files import free_bytes
 from visionsft.models import ClassificationModel, SegmentationModel, create_classifier, create_model
 from visionsft.models.anchors import fit_anchors
 from visionsft.models.detector import DetectionModel, create_detector
+from visionsft.models.heads import IMAGE_HEADS
 from visionsft.models.losses import ImageLoss, LabelsLoss, build_loss, class_weights
 from visionsft.training.callbacks import AtomicCheckpointIO, Checkpoints, MetricsTable, MovingAverage
 from visionsft.training.features import CachedData, CacheError, cache_features
@@ -115,15 +116,19 @@ def build_data(config: Config) -> DataModule:
 def build_backbone(config: Config, bands: Sequence[str], *, pretrained: bool = True) -> Backbone:
     """The backbone for these bands, with its pretrained weights unless a checkpoint will replace them."""
     wanted = config.backbone
+    indices: Sequence[int] | None = wanted.indices
+    classifies = isinstance(config, ClassificationConfig)
+    if indices is None and classifies and config.head.name in IMAGE_HEADS:
+        indices = (-1,)  # all that they read: a feature cache has a third of the size
     return create_backbone(
         wanted.name,
         weights=wanted.weights if pretrained else "none",
         in_chans=len(bands),
         bands=bands,
-        indices=wanted.indices,
+        indices=indices,
         img_size=wanted.img_size,
         drop_path_rate=wanted.drop_path_rate,
-        final=isinstance(config, ClassificationConfig) and wanted.indices is None,
+        final=classifies and wanted.indices is None,
     )
 
 
