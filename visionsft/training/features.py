@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from datamodules.datasets import collate
 from datamodules.sampling import EpochSampler, SampleKey
 from visionsft import files
 from visionsft.errors import WriteError
+from visionsft.training import eviction
 from visionsft.training.tasks import SegmentationModule
 
 SHARD = 64
@@ -290,9 +291,18 @@ class CachedLoader:
 class CachedData(LightningDataModule):
     """The loaders of a cached training; validation is the data's own where it can't be cached."""
 
-    def __init__(self, train: CachedLoader, val: CachedLoader | None, data: SegmentationDataModule) -> None:
+    def __init__(
+        self,
+        train: CachedLoader,
+        val: CachedLoader | None,
+        data: SegmentationDataModule,
+        *,
+        held: BinaryIO | None = None,
+    ) -> None:
+        """held: what keeps the cache from being removed while it is trained from."""
         super().__init__()
         self.train, self.val, self.data = train, val, data
+        self.held = held
 
     def train_dataloader(self) -> CachedLoader:
         return self.train
@@ -317,6 +327,7 @@ def cache_features(
     storage: Storage,
     folder: Path,
     limit: float,
+    most: float,
     autocast: torch.dtype | None,
     device: torch.device,
     say: Callable[[str], None] = print,
@@ -324,8 +335,9 @@ def cache_features(
     """Fill the cache for `task` on `data`, or find it filled, and set the task to train from it.
 
     folder: of all caches; this one's is below it, named by what it depends on. limit: bytes at most; more raises
-    CacheError, as does what can't be cached. A disk that is full or read-only raises WriteError. `say` gets the
-    size before the first sample is computed.
+    CacheError, as does what can't be cached. most: bytes of all caches in the folder; those of other runs that
+    weren't used for longest are removed for it. A disk that is full or read-only raises WriteError. `say` gets
+    the size before the first sample is computed.
     """
     compute = _Compute(cut, data.batch_size, data.workers, autocast, task.channels_last, device)
     task.model.backbone.to(device)
@@ -338,7 +350,8 @@ def cache_features(
         whole += len(evaluated) * evaluation.sample_bytes  # type: ignore[arg-type]
     key = cache_key(task, data, cut, layout)
     own = folder / key if storage == "disk" else None
-    _announce(whole, len(dataset), views, own, limit=limit, folder=folder, say=say)
+    held = None if own is None else eviction.hold(own)
+    _announce(whole, len(dataset), views, own, limit=limit, most=most, say=say)
     started = time.perf_counter()
     cache = FeatureCache(layout, key=key, folder=own)
     shards = []
@@ -364,7 +377,7 @@ def cache_features(
             say(f"note: validation isn't cached: {error}")
     say(f"feature cache: {built} shards computed in {time.perf_counter() - started:.1f} s, the others found")
     task.cut = cut
-    return CachedData(train, val, data)
+    return CachedData(train, val, data, held=held)
 
 
 def cache_key(task: SegmentationModule, data: SegmentationDataModule, cut: Cut, layout: Layout) -> str:
@@ -403,16 +416,22 @@ def _layout(sample: Sample, compute: _Compute) -> Layout:
 
 
 def _announce(
-    whole: int, samples: int, views: int, own: Path | None, *, limit: float, folder: Path, say: Callable[[str], None]
+    whole: int, samples: int, views: int, own: Path | None, *, limit: float, most: float, say: Callable[[str], None]
 ) -> None:
-    """Say the size, and refuse what is too much."""
+    """Say the size, make room for it, and refuse what is too much."""
     place = "memory" if own is None else str(own)
     size = f"{whole / 1e9:.2f} GB for {samples} samples x {views} views"
     if whole > limit:
         raise CacheError(f"the feature cache would take {size}; strategy.cache_limit is {limit / 1e9:g} GB")
-    there = 0 if own is None or not own.exists() else sum(p.stat().st_size for p in own.glob("*.bin"))
-    if own is not None and whole - there > (free := files.free_bytes(folder)):
-        raise WriteError(f"can't write {own}: the feature cache takes {size}, {free / 1e9:.2f} GB are free")
+    if own is not None:
+        others = eviction.make_room(own, size=whole, limit=most, say=say)
+        if others + whole > most:
+            raise CacheError(
+                f"the feature cache would take {size} beside {others / 1e9:g} GB of others that are in use; "
+                f"strategy.cache_limit is {most / 1e9:g} GB"
+            )
+        if whole - eviction.folder_bytes(own) > (free := files.free_bytes(own)):
+            raise WriteError(f"can't write {own}: the feature cache takes {size}, {free / 1e9:.2f} GB are free")
     say(f"feature cache: {size} in {place}")
 
 
