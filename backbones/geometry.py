@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from backbones.errors import BackboneError
@@ -80,6 +81,8 @@ def features(
     model: TimmModel, image: Tensor, indices: Sequence[int], *, norm: bool, final: bool
 ) -> list[Tensor]:
     """Feature maps (B, C, h, w) of `image` (B, C, H, W), by timm's forward_intermediates."""
+    if isinstance(model, VisionTransformer) and not final:
+        return _token_maps(model, image, indices, norm=norm)
     found = model.forward_intermediates(
         image, indices=list(indices), norm=norm, output_fmt="NCHW", intermediates_only=not final
     )
@@ -90,6 +93,15 @@ def features(
         channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
         maps = [*maps[:-1], last.permute(0, 3, 1, 2) if channels_last else last]
     return list(maps)
+
+
+def _token_maps(model: TimmModel, image: Tensor, indices: Sequence[int], *, norm: bool) -> list[Tensor]:
+    """A plain ViT's tokens seen as maps (B, C, h, w): timm copies them to another order, and back in the gradient."""
+    tokens = model.forward_intermediates(
+        image, indices=list(indices), norm=norm, output_fmt="NLC", intermediates_only=True
+    )
+    height, width = model.patch_embed.dynamic_feat_size(image.shape[-2:])
+    return [each.unflatten(1, (height, width)).permute(0, 3, 1, 2) for each in tokens]
 
 
 def measure(

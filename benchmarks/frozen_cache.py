@@ -1,6 +1,6 @@
 """Frozen cache: an epoch from cached features beside the head alone and beside training that computes them anew.
 
-    python benchmarks/frozen_cache.py [--quick] [--weights ../shared/weights]
+    python benchmarks/frozen_cache.py [--quick] [--weights ../shared/weights] [--models ...] [--cases ...]
 
 Ratios of seconds a step, medians of alternated portions: `vs_head_only` is the cached step over the same step on
 one batch of features that already lies in memory (its bound is 1); `vs_uncached` is the uncached frozen step over the
@@ -42,31 +42,40 @@ MODELS = {
     "tf_efficientnet_lite0": ((256, 256), "tf_efficientnet_lite0.safetensors"),
     "vit_small_patch14_dinov2": ((252, 252), "vit_small_patch14_dinov2.fp16.safetensors"),
 }
-HEADS = ("linear", "segformer", "fpn", "unet", "upernet")
+CASES = ("linear", "segformer", "fpn", "unet", "upernet", "layerwise_last")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer samples and heads; under 50 s")
+    parser.add_argument("--quick", action="store_true", help="fewer samples and cases; under 50 s")
     parser.add_argument("--weights", type=Path, default=Path("../shared/weights"))
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS))
+    parser.add_argument(
+        "--cases", nargs="+", choices=CASES, default=CASES, help="heads, and layerwise training"
+    )
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=12, help="portions of each kind of step")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    samples, rounds = (8, 2) if options.quick else (512, 12)
-    heads = ("linear", "segformer") if options.quick else HEADS
+    samples, rounds, wanted = options.samples, options.rounds, options.cases
+    if options.quick:
+        samples, rounds, wanted = 8, 2, ("linear", "segformer", "layerwise_last")
     results: dict[str, dict[str, Any]] = {"vs_head_only": {}, "vs_uncached": {}, "fill_vs_forward": {}}
-    for name, (size, file) in MODELS.items():
+    for name in options.models:
+        size, file = MODELS[name]
         weights = str(options.weights / file) if (options.weights / file).exists() else "none"
         data = Chips(samples, size)
-        cases: list[tuple[str, str, Strategy]] = [(head, head, FeatureBasedStrategy()) for head in heads]
         last = 2 if name.startswith("vit") else 1  # a ViT's last "stage" is its norm alone
-        cases.append(("layerwise_last", "segformer", LayerwiseStrategy(last=last)))
-        for label, head, strategy in cases:
+        for label in wanted:
+            trains = label == "layerwise_last"
+            strategy = LayerwiseStrategy(last=last) if trains else FeatureBasedStrategy()
+            head = "segformer" if trains else label
             found = measure(name, weights, size, head, strategy, data, rounds=rounds)
             for key, value in found.items():
                 results[key].setdefault(name, {})[label] = round(value, 3)
             print(f"{name:<26}{label:<16}{found}", flush=True)
     facts = {
-        **results, "samples": samples, "batch": BATCH, "sizes": {k: v[0] for k, v in MODELS.items()},
+        **results, "samples": samples, "batch": BATCH, "sizes": {name: MODELS[name][0] for name in options.models},
         "precision": resolve("auto"), "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
     }  # fmt: skip

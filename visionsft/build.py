@@ -252,6 +252,7 @@ def build_cache(
             storage="ram" if wanted.cache == "ram" else "disk",
             folder=folder,
             limit=limit,
+            most=wanted.cache_limit * 1e9,
             autocast=DTYPES[build_precision(config)],
             device=choose_device(config),
         )

@@ -441,7 +441,11 @@ class _Frozen(_Strategy):
         description="augmented views of each sample that are cached; epochs take turns. Default: 4 with 'ram' "
         "and 'disk'; 'auto' without it caches nothing, as samples would then repeat unasked",
     )
-    cache_limit: Rate = Field(default=10.0, description="size of the cache at most, in GB")
+    cache_limit: Rate = Field(
+        default=10.0,
+        description="size of the cache at most, in GB; on disk of all caches below `runs`, of which the longest "
+        "unused are removed",
+    )
 
     @model_validator(mode="after")
     def _views_are_used(self) -> Self:

@@ -90,7 +90,13 @@ def choose(rows: Floats, weights: Floats, *, known: Floats, count: int, closest:
 
 
 def _approach(
-    left: NDArray[np.float32], nearest: NDArray[np.int64], distances: Distances, points: Floats, *, first: int, step: int
+    left: NDArray[np.float32],
+    nearest: NDArray[np.int64],
+    distances: Distances,
+    points: Floats,
+    *,
+    first: int,
+    step: int,
 ) -> None:
     """Takes the distances and numbers (`first`, `first + step`...) of points that are nearer."""
     for part, found in distances.to(points):

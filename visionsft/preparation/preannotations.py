@@ -229,9 +229,9 @@ def _write_layer(path: Path, rows: Sequence[dict[str, Any]], shapes: Sequence[An
         shapes = [shape if shape.geom_type == "MultiPolygon" else shapely.MultiPolygon([shape]) for shape in shapes]
     geometries = pa.array(list(shapely.to_wkb(np.array(shapes, object))), pa.large_binary())
     table = pa.Table.from_arrays([*columns.values(), geometries], schema=pa.schema([*fields, geometry_field()]))
-    with open_layer(path, crs=crs, geometry="MultiPolygon" if whole else "Polygon") as spool:
-        with pa.ipc.new_stream(spool, table.schema) as stream:
-            stream.write_table(table)
+    shape = "MultiPolygon" if whole else "Polygon"
+    with open_layer(path, crs=crs, geometry=shape) as spool, pa.ipc.new_stream(spool, table.schema) as stream:
+        stream.write_table(table)
 
 
 # ---------------------------------------------------------------------------------------------------- table

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from datamodules.labelled import collate_labelled
 from datamodules.sampling import EpochSampler, SampleKey
 from visionsft import files
 from visionsft.errors import WriteError
+from visionsft.training import eviction
 from visionsft.training.tasks import ClassificationModule, SegmentationModule, Task
 
 SHARD = 64
@@ -121,7 +123,8 @@ class Shard:
         end = row + len(batch["item"])
         for target, source in zip(self.tensors, stored, strict=True):
             target[row:end] = source
-            if not torch.isfinite(target[row:end]).all():
+            # of NaN and infinity at least one is among these two, in a fiftieth of the time of torch.isfinite
+            if not all(map(math.isfinite, torch.stack(target[row:end].aminmax()).tolist())):
                 raise CacheError(f"features beyond the range of {target.dtype} can't be cached")
         for name, kept in self.targets.items():
             kept[row:end] = batch[name]
@@ -138,6 +141,7 @@ class FeatureCache:
         self.built = 0
         """Shards that were computed and not found."""
         self._shards: dict[str, Shard] = {}
+        self._scratch: np.ndarray | None = None
 
     def fill(self, name: str, dataset: Dataset[Any], keys: Sequence[Any], compute: _Compute) -> list[Shard]:
         """Shards of the samples dataset[key], found on disk or computed."""
@@ -151,8 +155,11 @@ class FeatureCache:
             shards.append(shard)
         return shards
 
-    def _open(self, label: str, count: int) -> Shard | None:
-        """A shard on disk, mapped; None if it isn't there, is damaged or another's."""
+    def _open(self, label: str, count: int, *, written: bool = False) -> Shard | None:
+        """A shard on disk, mapped; None if it isn't there, is damaged or another's.
+
+        One that was just `written` isn't summed up again.
+        """
         if self.folder is None:
             return self._shards.get(label)
         path = self.folder / f"{label}.bin"
@@ -168,13 +175,15 @@ class FeatureCache:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         right = header["key"] == f"{self.key}/{label}" and len(items) == count
-        if not right or len(block) != self.layout.places(count)[1] or zlib.crc32(block.data) != header["crc32"]:
+        if not right or len(block) != self.layout.places(count)[1]:
+            return None
+        if not written and zlib.crc32(block.data) != header["crc32"]:
             return None
         return Shard(block, items, self.layout)
 
     def _compute(self, label: str, dataset: Dataset[Any], keys: Sequence[Any], compute: _Compute) -> Shard:
         items: list[Item] = []
-        block = np.zeros(self.layout.places(len(keys))[1], np.uint8)
+        block = self._block(self.layout.places(len(keys))[1])
         shard = Shard(block, [Item("", "", "")] * len(keys), self.layout)
         for batch in compute.load(dataset, keys):
             if tuple(batch["image"].shape[-2:]) != self.layout.size:
@@ -187,7 +196,18 @@ class FeatureCache:
             self._shards[label] = shard
             return shard
         self._write(label, block, items)
-        return self._open(label, len(items)) or shard
+        found = self._open(label, len(items), written=True)
+        if found is None:  # another process has put something else there
+            self._scratch = None
+        return found or shard
+
+    def _block(self, size: int) -> np.ndarray:
+        """Zeros, (size,) uint8: on the way to disk in the memory of the last shard."""
+        if self.folder is None:
+            return np.zeros(size, np.uint8)
+        if self._scratch is None or len(self._scratch) != size:
+            self._scratch = np.zeros(size, np.uint8)
+        return self._scratch
 
     def _write(self, label: str, block: np.ndarray, items: Sequence[Item]) -> None:
         """All or nothing; of two processes that write the same shard the later one wins, with the same bytes."""
@@ -296,9 +316,18 @@ class CachedLoader:
 class CachedData(LightningDataModule):
     """The loaders of a cached training; validation is the data's own where it can't be cached."""
 
-    def __init__(self, train: CachedLoader, val: CachedLoader | None, data: Data) -> None:
+    def __init__(
+        self,
+        train: CachedLoader,
+        val: CachedLoader | None,
+        data: Data,
+        *,
+        held: BinaryIO | None = None,
+    ) -> None:
+        """held: what keeps the cache from being removed while it is trained from."""
         super().__init__()
         self.train, self.val, self.data = train, val, data
+        self.held = held
 
     def train_dataloader(self) -> CachedLoader:
         return self.train
@@ -322,6 +351,7 @@ def cache_features(
     storage: Storage,
     folder: Path,
     limit: float,
+    most: float,
     autocast: torch.dtype | None,
     device: torch.device,
     say: Callable[[str], None] = print,
@@ -329,8 +359,9 @@ def cache_features(
     """Fill the cache for `task` on `data`, or find it filled, and set the task to train from it.
 
     folder: of all caches; this one's is below it, named by what it depends on. limit: bytes at most; more raises
-    CacheError, as does what can't be cached. A disk that is full or read-only raises WriteError. `say` gets the
-    size before the first sample is computed.
+    CacheError, as does what can't be cached. most: bytes of all caches in the folder; those of other runs that
+    weren't used for longest are removed for it. A disk that is full or read-only raises WriteError. `say` gets
+    the size before the first sample is computed.
     """
     stack = collate_labelled if isinstance(data, ClassificationDataModule) else collate
     compute = _Compute(cut, data.batch_size, data.workers, autocast, task.channels_last, device, stack)
@@ -344,7 +375,8 @@ def cache_features(
         whole += len(evaluated) * evaluation.sample_bytes  # type: ignore[arg-type]
     key = cache_key(task, data, cut, layout)
     own = folder / key if storage == "disk" else None
-    _announce(whole, len(dataset), views, own, limit=limit, folder=folder, say=say)
+    held = None if own is None else eviction.hold(own)
+    _announce(whole, len(dataset), views, own, limit=limit, most=most, say=say)
     started = time.perf_counter()
     cache = FeatureCache(layout, key=key, folder=own)
     shards = []
@@ -370,7 +402,7 @@ def cache_features(
             say(f"note: validation isn't cached: {error}")
     say(f"feature cache: {built} shards computed in {time.perf_counter() - started:.1f} s, the others found")
     task.cut = cut
-    return CachedData(train, val, data)
+    return CachedData(train, val, data, held=held)
 
 
 def cache_key(task: Task, data: Data, cut: Cut, layout: Layout) -> str:
@@ -416,16 +448,22 @@ def _layout(sample: Mapping[str, Any], compute: _Compute) -> Layout:
 
 
 def _announce(
-    whole: int, samples: int, views: int, own: Path | None, *, limit: float, folder: Path, say: Callable[[str], None]
+    whole: int, samples: int, views: int, own: Path | None, *, limit: float, most: float, say: Callable[[str], None]
 ) -> None:
-    """Say the size, and refuse what is too much."""
+    """Say the size, make room for it, and refuse what is too much."""
     place = "memory" if own is None else str(own)
     size = f"{whole / 1e9:.2f} GB for {samples} samples x {views} views"
     if whole > limit:
         raise CacheError(f"the feature cache would take {size}; strategy.cache_limit is {limit / 1e9:g} GB")
-    there = 0 if own is None or not own.exists() else sum(p.stat().st_size for p in own.glob("*.bin"))
-    if own is not None and whole - there > (free := files.free_bytes(folder)):
-        raise WriteError(f"can't write {own}: the feature cache takes {size}, {free / 1e9:.2f} GB are free")
+    if own is not None:
+        others = eviction.make_room(own, size=whole, limit=most, say=say)
+        if others + whole > most:
+            raise CacheError(
+                f"the feature cache would take {size} beside {others / 1e9:g} GB of others that are in use; "
+                f"strategy.cache_limit is {most / 1e9:g} GB"
+            )
+        if whole - eviction.folder_bytes(own) > (free := files.free_bytes(own)):
+            raise WriteError(f"can't write {own}: the feature cache takes {size}, {free / 1e9:.2f} GB are free")
     say(f"feature cache: {size} in {place}")
 
 

@@ -164,6 +164,25 @@ def test_the_limit_is_kept(values: dict[str, Any], make: Make, capsys: pytest.Ca
     assert not shards_of(values)
 
 
+def test_the_limit_counts_other_caches_and_removes_the_unused(
+    values: dict[str, Any], make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = assemble(config_of(make, values))
+    (old,) = {path.parent for path in shards_of(values)}
+    size = sum(path.stat().st_size for path in shards_of(values))
+    limit = 1.5 * size / 1e9
+    config = config_of(make, {**values, "seed": 1}, cache_limit=limit)
+    task, data, _ = fitting._assemble(config, pretrained=True)
+    assert build.build_cache(config, task, data) is data
+    assert "of others that are in use; strategy.cache_limit is" in capsys.readouterr().out
+    assert first.held is not None
+    first.held.close()
+    assemble(config)
+    assert f"feature cache: removed {old} (" in capsys.readouterr().out
+    assert not old.exists()
+    assert len(shards_of(values)) == 3
+
+
 def test_auto_repeats_no_sample_unasked(values: dict[str, Any], make: Make) -> None:
     config = config_of(make, values, cache="auto", views=None)
     task, data, _ = fitting._assemble(config, pretrained=True)

@@ -81,15 +81,17 @@ def bilinear_sum(maps: Sequence[Tensor], *, training: bool) -> Tensor:
             coarse.append(each)
         else:
             summed = summed + bilinear(each, summed)
-    return summed + _resize_and_sum(coarse, summed.shape[-2], summed.shape[-1]) if coarse else summed
+    return _add_resized(summed, coarse) if coarse else summed
 
 
-def _resize_and_sum(maps: Sequence[Tensor], height: int, width: int) -> Tensor:
-    """Maps (B, C, h_i, w_i) -> the sum of all, resized: (B, C, height, width)."""
+def _add_resized(finest: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """The sum of `finest` (B, C, H, W) and the maps (B, C, h_i, w_i), resized to it."""
+    height, width = finest.shape[-2:]
     rows, wide = [], []
     for each in maps:
         columns = interpolation(each.shape[-1], width, like=each)
         wide.append((columns.T @ each.permute(0, 2, 3, 1)).flatten(2))  # (B, h_i, width * C)
         rows.append(interpolation(each.shape[-2], height, like=each))
-    summed = torch.cat(rows).T @ torch.cat(wide, 1)  # (B, height, width * C)
-    return summed.unflatten(2, (width, -1)).permute(0, 3, 1, 2)
+    shares = torch.cat(rows).T.expand(len(finest), -1, -1)  # (B, H, sum of h_i)
+    lines = finest.permute(0, 2, 3, 1).flatten(2)  # (B, H, W * C)
+    return torch.baddbmm(lines, shares, torch.cat(wide, 1)).unflatten(2, (width, -1)).permute(0, 3, 1, 2)
