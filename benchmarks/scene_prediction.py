@@ -1,13 +1,16 @@
 """Scene prediction: how much of the bare model's speed is left, and how memory grows, from file to finished map.
 
-    python benchmarks/scene_prediction.py [--quick] [--scene FILE] [--backends torch openvino]
+    python benchmarks/scene_prediction.py [--quick] [--scene FILE] [--backends torch openvino] [--peer-python FILE]
 
 A scene of 8192 x 8192 x 4 uint16 (deflate, 512 tiles) is predicted by `tf_efficientnet_lite0` with random weights and
 6 classes, with the unet and with the default head. The bound is the same model and precision on tiles of the same
 size that lie in memory, each pixel counted once; ours reads, blends and writes a Cloud-Optimised GeoTIFF. Bound and
-ours take turns, figures are medians of the rounds. Memory: peak resident memory of a process that predicts scenes of
-8,192 columns (and one of 32,768 x 32,768: the same file 16 times) with a model that costs next to nothing, less that
-of the same process after the model has seen one tile in memory.
+ours take turns, figures are medians of the rounds. `core_s`: seconds of computing, over all threads, of a prediction,
+and those of them that the model doesn't take on as many pixels in memory. Peers: how many times as fast the best
+backend is on the same scene (scene_peers.py says as what), in the interpreter that --peer-python names; null for a
+peer that it hasn't got. Memory: peak resident memory of a process that predicts scenes of 8,192 columns (and one of
+32,768 x 32,768: the same file 16 times) with a model that costs next to nothing, less that of the same process after
+the model has seen one tile in memory.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -25,6 +29,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from zipfile import ZipFile
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the `visionsft` command does; torch reads it at its first need
 
 import numpy as np
 import rasterio
@@ -43,6 +49,12 @@ from visionsft.training.precision import DTYPES, resolve
 
 NAME, BANDS, CLASSES = "tf_efficientnet_lite0", ("blue", "green", "red", "nir"), 6
 HEADS = ("unet", "fpn")
+MEAN, STD = 2000.0, 900.0
+PEERS = {
+    "vs_terratorch": ["terratorch"],
+    "vs_terratorch_same_precision": ["terratorch", "--reduced"],
+    "vs_torchgeo": ["torchgeo"],
+}
 
 
 class Stub(nn.Module):
@@ -68,10 +80,13 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", help="default: those that are installed")
     parser.add_argument("--heads", nargs="+", default=list(HEADS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", type=int, default=8192, help="of the scene that is made")
+    parser.add_argument("--peer-python", help="an interpreter that has the peers; default: none are run")
+    parser.add_argument("--no-memory", action="store_true", help="leave memory out")
     parser.add_argument("--memory", nargs=2, type=int, metavar=("ROWS", "COLS"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        side = 2048 if given.quick else 8192
+        side = 2048 if given.quick else given.side
         scene = make_scene(given.scene or Path(folder) / "scene.tif", side)
         if given.memory:
             print(measure_memory(make_mosaic(scene, Path(folder), *given.memory), Path(folder)))
@@ -84,14 +99,15 @@ def main() -> None:
                     scene, Path(folder), name, head, rounds=rounds
                 )
                 print(f"{name:12} {head:6} {found}", flush=True)
-        memory = {} if given.quick else peaks(scene)
+        peers = measure_peers(given.peer_python, scene, heads[0], speeds) if given.peer_python else {}
+        memory = {} if given.quick or given.no_memory else peaks(scene)
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "gdal": rasterio.__gdal_version__,
     }
-    report = {"of_bound": {key: row["of_bound"] for key, row in speeds.items()}, "vs_terratorch": None,
-              "vs_torchgeo": None, "peak_mb": memory, "speeds": speeds, "pixels": side * side,
+    report = {"of_bound": {key: row["of_bound"] for key, row in speeds.items()},
+              **{key: peers.get(key) for key in PEERS}, "peak_mb": memory, "speeds": speeds, "pixels": side * side,
               "threads": torch.get_num_threads(), "precision": resolve("auto"), "versions": versions}  # fmt: skip
     print(json.dumps(report))
 
@@ -106,32 +122,56 @@ def installed() -> list[str]:
 
 def measure_speed(scene: Path, folder: Path, backend: str, head: str, *, rounds: int) -> dict[str, Any]:
     """Scene megapixels a second of the bound and of a whole prediction."""
-    torch.manual_seed(0)
-    net = create_backbone(NAME, weights="none", in_chans=len(BANDS))
-    accelerate_depthwise(net)
-    predictor = make_predictor(
-        create_model(net, CLASSES, head=head).eval().requires_grad_(False), folder, backend
-    )
+    predictor = make_predictor(make_model(head), folder, backend)
     source = predictor.open(str(scene))
     grid = predictor.plan(source)
     run, tile = create_backend(predictor.loaded, backend), first_tile(source, grid)
     assert tile is not None
     predictor._backend = run  # converted once, for both
-    run(tile)
-    bound, ours = [], []
+    for _ in range(2):
+        run(tile)
+    bound, ours, cores = [], [], []
     for _ in range(rounds):
+        used = time.process_time()
         bound.append(tile[0, 0].numel() / timed(lambda: [run(tile) for _ in range(4)]) * 4 / 1e6)
+        bare = (time.process_time() - used) / 4 * source.shape[0] * source.shape[1] / tile[0, 0].numel()
         targets = predictor.targets(str(scene), folder / "out")
+        used = time.process_time()
         seconds = timed(lambda targets=targets: predictor.predict(str(scene), targets, overwrite=True))
         ours.append(source.shape[0] * source.shape[1] / seconds / 1e6)
+        cores.append((time.process_time() - used, time.process_time() - used - bare))
     ratios = [own / most for own, most in zip(ours, bound, strict=True)]
     return {
         "bound_mpx_s": round(statistics.median(bound), 3),
         "mpx_s": round(statistics.median(ours), 3),
         "of_bound": round(statistics.median(ratios), 3),
+        "core_s": [round(statistics.median(each), 2) for each in zip(*cores, strict=True)],
         "tile": grid.tile,
         "repeated": round(grid.pixels / (source.shape[0] * source.shape[1]), 3),
     }
+
+
+def measure_peers(
+    python: str, scene: Path, head: str, speeds: dict[str, dict[str, Any]]
+) -> dict[str, float | None]:
+    """How many times as fast the best backend is; None where a peer is missing."""
+    with rasterio.open(scene) as file:
+        pixels = file.height * file.width / 1e6
+    best = max(row["mpx_s"] for name, row in speeds.items() if name.endswith(f" {head}"))
+    found: dict[str, float | None] = {}
+    for key, (peer, *options) in PEERS.items():
+        command = [python, "-W", "ignore", str(Path(__file__).with_name("scene_peers.py")), peer]
+        pages = {"THP_MEM_ALLOC_ENABLE": "1" if options else "0"}
+        done = subprocess.run(
+            [*command, str(scene), head, *options],
+            capture_output=True, text=True, check=False, env={**os.environ, **pages},
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"{peer} failed: {done.stderr[-2000:]}")
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
+        print(f"{key}: {answer}, ours {pixels / best:.1f} s", flush=True)
+        found[key] = None if "missing" in answer else round(best * answer["seconds"] / pixels, 2)
+    return found
 
 
 def timed(run: Any) -> float:
@@ -175,12 +215,21 @@ def peak() -> float:
 # ------------------------------------------------------------------------------------------------------ data
 
 
+def make_model(head: str, *, accelerated: bool = True) -> nn.Module:
+    """With random weights, the same ones each time. accelerated: with our depthwise convolutions, not timm's."""
+    torch.manual_seed(0)
+    net = create_backbone(NAME, weights="none", in_chans=len(BANDS))
+    if accelerated:
+        accelerate_depthwise(net)
+    return create_model(net, CLASSES, head=head).eval().requires_grad_(False)
+
+
 def make_predictor(model: nn.Module, folder: Path, backend: Any) -> ScenePredictor:
     """As from a trained run."""
     specs = [ClassSpec(f"class {i}", (i,)) for i in range(CLASSES)]
     data = GeoTiffDataModule(folder, classes=specs, normalise="data")
     data.bands, data.dtype = BANDS, np.dtype(np.uint16)
-    data.normalisation = Normalisation((2000.0,) * 4, (900.0,) * 4)
+    data.normalisation = Normalisation((MEAN,) * 4, (STD,) * 4)
     run = Run(folder / "run")
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     with ZipFile(run.checkpoints / "best.ckpt", "w") as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, cast
 
 import numpy as np
@@ -127,9 +127,9 @@ class Tile:
     """(h, w) of the image without its padding: the window, at the model's resolution."""
 
     @property
-    def scale(self) -> float:
-        """Pixels of the image for one of the window."""
-        return self.size[0] / self.valid.shape[0]
+    def scale(self) -> tuple[float, float]:
+        """Pixels of the image for one of the window, down and across: a scene's pixels may not be square."""
+        return self.size[0] / self.valid.shape[0], self.size[1] / self.valid.shape[1]
 
 
 def blend_tiles(
@@ -196,17 +196,16 @@ def read_tiles(source: Source, grid: Grid, places: Iterable[tuple[int, int]]) ->
     for place in places:
         window = grid.window(*place)
         image, valid = source.read(window)
-        size = (image.shape[1], image.shape[2])
-        scale = size[0] / window.height
-        tensor = None
+        tile, tensor = Tile(place, None, valid, (image.shape[1], image.shape[2])), None
         if valid.any():
             tensor = torch.from_numpy(image)
             tall, wide = (
-                max(own, round(side * scale)) for own, side in zip(image.shape[1:], grid.tile, strict=True)
+                max(own, round(side * scale))
+                for own, side, scale in zip(tile.size, grid.tile, tile.scale, strict=True)
             )
             if (tall, wide) != image.shape[1:]:
                 tensor = F.pad(tensor, (0, wide - image.shape[2], 0, tall - image.shape[1]))
-        tiles.append(Tile(place, tensor, valid, size))
+        tiles.append(replace(tile, image=tensor))
     return tiles
 
 
@@ -222,9 +221,9 @@ def _infer(tiles: Sequence[Tile], run: Run, grid: Grid, num_classes: int) -> Ite
         yield logits if logits.shape[1:] == grid.tile else _to_window(logits, grid.tile, tile.scale)
 
 
-def _to_window(logits: Tensor, size: tuple[int, int], scale: float) -> Tensor:
+def _to_window(logits: Tensor, size: tuple[int, int], scale: tuple[float, float]) -> Tensor:
     """logits (K, h', w') at the model's resolution -> (K, *size) on the window's pixels; same upper left corner."""
-    covered = (logits.shape[1] / scale, logits.shape[2] / scale)
+    covered = (logits.shape[1] / scale[0], logits.shape[2] / scale[1])
     return resample(logits[None], size, covered=covered, mode="bilinear")[0]
 
 

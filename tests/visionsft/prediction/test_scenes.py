@@ -10,8 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from datamodules.batch import Window
 from visionsft.prediction.blending import plan_grid
 from visionsft.prediction.scenes import FULL, ArraySource, ahead, blend_tiles, make_layers, row_bands
 
@@ -105,6 +107,20 @@ def test_bands_follow_each_other_and_hold_every_layer() -> None:
     assert np.abs(maps["probability"] / FULL - p).max() < 1.01 / FULL
     assert np.abs(maps["confidence"][0] / FULL - p.max(0)).max() < 1.01 / FULL
     assert np.abs(maps["entropy"][0] / FULL + (p * np.log(p)).sum(0) / np.log(3)).max() < 1.01 / FULL
+
+
+def test_pixels_that_are_not_square() -> None:
+    """A source whose model sees half as many columns and all rows: a ramp comes back where it was."""
+
+    class Narrow(ArraySource):
+        def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+            image, valid = super().read(window)
+            return image.reshape(*image.shape[:2], -1, 2).mean(3), valid
+
+    ramp = np.broadcast_to(np.arange(64, dtype=np.float32), (3, 40, 64)).copy()
+    source = Narrow(ramp, np.ones((40, 64), bool))
+    found = assemble(source, lambda image: image, size=32, overlap=8, multiple=2)
+    assert np.abs(found.numpy() - ramp)[:, :, 1:-1].max() < 1e-3
 
 
 @pytest.mark.parametrize("first", [0, 1, 3])
