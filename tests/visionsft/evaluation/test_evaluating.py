@@ -424,13 +424,13 @@ def test_calibration_is_counted_on_a_lattice_and_kept_by_sample(run: Run) -> Non
 
 def test_the_price_of_the_runs_thresholds_is_shown(run: Run) -> None:
     assert evaluate(run).details.price(evaluate(run).scores) is None
-    rows = [{"class": "middle", "threshold": 1e-9}]  # which every pixel reaches
+    rows = [{"class": "middle", "threshold": 0.0}]  # which every pixel reaches
     run.write_json("thresholds.json", {"rule": "r", "temperature": 1.0, "thresholds": rows,
                                        **describe_owner(run, "best")})  # fmt: skip
     evaluation = evaluate(run)
     scores = json.loads((evaluation.folder / "scores.json").read_text())
     low, middle = scores["operating_point"]["per_class"][:2]
-    assert (low["threshold"], middle["threshold"]) == (None, 1e-9)
+    assert (low["threshold"], middle["threshold"]) == (None, 0.0)
     assert middle["recall"][1] == 1.0
     assert low["recall"] == [scores["scores"]["per_class"][0]["recall"], 0.0]
     assert "operating point" in (evaluation.folder / "table.txt").read_text()
