@@ -254,10 +254,11 @@ def test_predict(run: Path, replace: Callable[..., list[Any]], tmp_path: Path) -
     calls = replace("visionsft.prediction", "predict_all", done)
     for option in (DetectionOptions, FrameOptions, LabelOptions, SceneOptions, VectorOptions):
         setattr(sys.modules["visionsft.prediction"], option.__name__, option)
-    result = invoke("predict", run, "x.tif", "y.tif", "--out", tmp_path / "maps", "--overlay")
+    result = invoke("predict", run, "x.tif", "y.tif", "--out", tmp_path / "maps", "--overlay", "--operating-point")
     assert result.stdout == f"x.tif  1.0 s\n2 results in {tmp_path / 'maps'}\n"
     arguments, options = calls[0]
     assert arguments == (run, ["x.tif", "y.tif"], tmp_path / "maps")
+    assert options["operating_point"] is True
     assert (options["overwrite"], options["resume"], options["overlay"], options["engine"]) == (
         False, False, True, "local",
     )  # fmt: skip

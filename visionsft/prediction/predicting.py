@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from datamodules import ClassificationDataModule, DataError, DetectionDataModule, GeoTiffDataModule
 from visionsft.config import ClassificationConfig
-from visionsft.errors import ConfigError
+from visionsft.errors import ConfigError, WriteError
 from visionsft.evaluation.evaluating import progress
 from visionsft.evaluation.operating import AppliedPoint, read_point
 from visionsft.files import write_text
@@ -166,6 +166,9 @@ def predict_all(
     targets = {path: predictor.targets(path, Path(out)) for path in paths}
     check_targets(targets, overwrite=overwrite, resume=resume)
     kept = {path for path in paths if resume and all(file.exists() for file in targets[path].values())}
+    for path in paths:
+        if path in kept:
+            _refuse_other_point(point, stem(path), Path(out))
     jobs = {path: targets[path] for path in paths if path not in kept}
     outcomes = _outcomes(predictor, jobs, engine, overwrite=overwrite)
     found = {}
@@ -188,6 +191,18 @@ def _read_point(loaded: LoadedRun) -> AppliedPoint:
             "operating_point: an image has one class here, the most probable one, so there are no thresholds"
         )
     return read_point(loaded.run, loaded.data.classes.names)
+
+
+def _refuse_other_point(point: AppliedPoint | None, name: str, out: Path) -> None:
+    """A result that is kept must have been decided as those that are made now."""
+    path = out / f"{name}{POINT}"
+    try:
+        there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise WriteError(f"{path}: can't be read ({error}); --overwrite makes {name} anew") from error
+    if there != (point and point.as_dict()):
+        how = "by other thresholds" if there and point else "by thresholds" if there else "without thresholds"
+        raise WriteError(f"{out / name}: was decided {how}, so it isn't kept; --overwrite makes it anew")
 
 
 def _record(point: AppliedPoint | None, name: str, out: Path) -> None:

@@ -26,6 +26,7 @@ from visionsft.config import Backbone, CameraData, SegmentationConfig
 from visionsft.errors import RunError, WriteError
 from visionsft.evaluation import evaluate, load_counts
 from visionsft.evaluation.metrics import mean_iou
+from visionsft.evaluation.operating import describe_owner
 from visionsft.evaluation.temperature import Temperature, store_temperature
 from visionsft.runs import Run
 
@@ -419,6 +420,23 @@ def test_calibration_is_counted_on_a_lattice_and_kept_by_sample(run: Run) -> Non
     assert pixels.tolist() == [54] * 4
     assert right.tolist() == [54, 45, 45, 45]
     np.testing.assert_allclose(confidence, pixels)
+
+
+def test_the_price_of_the_runs_thresholds_is_shown(run: Run) -> None:
+    assert evaluate(run).details.price(evaluate(run).scores) is None
+    rows = [{"class": "middle", "threshold": 0.0}]  # which every pixel reaches
+    run.write_json("thresholds.json", {"rule": "r", "temperature": 1.0, "thresholds": rows,
+                                       **describe_owner(run, "best")})  # fmt: skip
+    evaluation = evaluate(run)
+    scores = json.loads((evaluation.folder / "scores.json").read_text())
+    low, middle = scores["operating_point"]["per_class"][:2]
+    assert (low["threshold"], middle["threshold"]) == (None, 0.0)
+    assert middle["recall"][1] == 1.0
+    assert low["recall"] == [scores["scores"]["per_class"][0]["recall"], 0.0]
+    assert "operating point" in (evaluation.folder / "table.txt").read_text()
+    torch.save({"trained": "on"}, run.checkpoint("best"))
+    with pytest.warns(UserWarning, match="another checkpoint"):
+        assert evaluate(run).details.point is None
 
 
 def test_boundaries_are_counted_where_they_are_wanted(run: Run) -> None:

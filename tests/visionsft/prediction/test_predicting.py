@@ -368,10 +368,18 @@ def test_maps_are_decided_by_the_operating_point(write_run: Callable[..., Run], 
     assert kept == json.loads(tags["operating_point"])
     assert kept["thresholds"] == {"middle": 0.34, "high": 0.3}
     assert kept["checkpoint_sha256"] == run.identify("best")["sha256"]
+    assert predict(run, [image], tmp_path / "out", operating_point=True, resume=True) == files[:1]
+    with pytest.raises(WriteError, match="a: was decided by thresholds, so it isn't kept"):
+        predict(run, [image], tmp_path / "out", resume=True)
+    choose(run, ("middle", 0.5))
+    with pytest.raises(WriteError, match="a: was decided by other thresholds"):
+        predict(run, [image], tmp_path / "out", operating_point=True, resume=True)
     with rasterio.open(predict(run, [image], tmp_path / "out", overwrite=True)[0]) as file:
         assert "operating_point" not in file.tags()
         assert not np.array_equal(file.read(1), classes)
     assert not (tmp_path / "out" / "a_operating_point.json").exists()
+    with pytest.raises(WriteError, match="a: was decided without thresholds"):
+        predict(run, [image], tmp_path / "out", operating_point=True, resume=True)
 
 
 def test_frames_are_decided_by_the_operating_point(frame_run: Run, tmp_path: Path) -> None:
