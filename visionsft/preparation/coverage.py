@@ -67,9 +67,10 @@ class Distances:
 def choose(rows: Floats, weights: Floats, *, known: Floats, count: int, closest: float) -> Cover:
     """At most `count` rows, each with the largest product of weight and distance to all known and chosen ones.
 
-    rows: (N, D), weights: (N,) from 0 up, known: (M, D). closest: rows at most so far from a known or chosen one aren't
-    chosen at all. Of equals the first is taken; where nothing is known the first one by weight alone.
+    rows: (N, D), weights: (N,) from 0 up (all 0: alike), known: (M, D). closest: rows at most so far from a known or
+    chosen one aren't chosen at all. Of equals the first is taken; where nothing is known the first one by weight alone.
     """
+    weights = weights if weights.any() else np.ones(len(rows))
     distances = Distances(rows, known)
     left, nearest = np.full(len(rows), np.inf, np.float32), np.full(len(rows), len(rows), np.int64)
     for start in range(0, len(known), BLOCK // 8):

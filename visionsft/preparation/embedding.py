@@ -156,7 +156,7 @@ def images_of_split(data: Any, split: str, losses: Losses, *, most: int | None =
         yield _image(item, sample, _grid_of(images.reader, item), label=_label_of(data, sample))
 
 
-def images_of_files(data: Any, paths: Sequence[str], losses: Losses, cell: int | None) -> Iterator[Image]:
+def _images_of_files(data: Any, paths: Sequence[str], losses: Losses, cell: int | None) -> Iterator[Image]:
     """Frames and patches whole, scenes cell by cell."""
     for path in progress(paths, "embedding"):
         try:
@@ -389,7 +389,7 @@ def embed(
             raise ConfigError("cell: for scenes; here every image is one row")
     losses = Losses()
     images = (
-        images_of_files(encoder.data, paths, losses, cell)
+        _images_of_files(encoder.data, paths, losses, cell)
         if split is None
         else images_of_split(encoder.data, split, losses)
     )

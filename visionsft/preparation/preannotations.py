@@ -10,7 +10,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from datamodules.raster import Grid
 from visionsft.files import atomic_path, write_text
 from visionsft.prediction.generalising import Generaliser
 from visionsft.prediction.objectfiles import corners, outlines_of
-from visionsft.prediction.outlines import Polygons, Tracer
+from visionsft.prediction.outlines import Tracer
 from visionsft.prediction.slicing import SceneDetections
 from visionsft.prediction.vectorising import Ground, geometry_field, open_layer, select
 from visionsft.preparation.embeddingfiles import Place, common_crs
@@ -43,16 +43,14 @@ class Annotations:
     classes: list[int]
     shapes: NDArray[np.object_]
     """(N,) shapely polygons or multipolygons, in pixels of the image."""
-    scores: list[float] | None = None
+    scores: list[float | None]
+    """(N,) where the model gives one."""
     boxes: bool = False
     """Whether the shapes are upright boxes."""
 
-    def placed(self, move: Affine) -> Annotations:
-        """In other coordinates: `move` takes (x, y) there."""
-        a, b, c, d, e, f = move[:6]
-        matrix = np.array([[a, b], [d, e]])
-        shapes = shapely.transform(self.shapes, lambda points: points @ matrix.T + (c, f))
-        return Annotations(self.classes, np.asarray(shapes, object), self.scores, self.boxes)
+    def placed(self, place: Affine) -> Annotations:
+        """In the coordinates to which `place` takes these."""
+        return replace(self, shapes=_moved(self.shapes, place))
 
 
 def annotate_map(classes: NDArray[np.uint8]) -> Annotations:
@@ -61,10 +59,10 @@ def annotate_map(classes: NDArray[np.uint8]) -> Annotations:
     labels: list[int] = []
     shapes: list[NDArray[np.object_]] = []
     for found in (tracer.add(classes), tracer.finish()):
-        kept, _ = _without_specks(found)
+        kept, _ = select(found, found.areas, min_area=SPECK, fill_holes=SPECK)
         labels += kept.classes.tolist()
         shapes.append(Ground(Affine.identity(), None).geometries(kept))
-    return Annotations(labels, np.concatenate(shapes))
+    return Annotations(labels, np.concatenate(shapes), [None] * len(labels))
 
 
 def annotate_objects(found: SceneDetections) -> Annotations:
@@ -74,8 +72,10 @@ def annotate_objects(found: SceneDetections) -> Annotations:
     return Annotations(found.labels.tolist(), np.asarray(shapes, object), found.scores.tolist(), plain)
 
 
-def _without_specks(polygons: Polygons) -> tuple[Polygons, NDArray[np.float64]]:
-    return select(polygons, polygons.areas, min_area=SPECK, fill_holes=SPECK)
+def _moved(shapes: NDArray[np.object_], place: Affine) -> NDArray[np.object_]:
+    a, b, c, d, e, f = place[:6]
+    matrix = np.array([[a, b], [d, e]])
+    return np.asarray(shapely.transform(shapes, lambda points: points @ matrix.T + (c, f)), object)
 
 
 # ----------------------------------------------------------------------------------------------------- COCO
@@ -90,7 +90,8 @@ def write_coco(
     cut into parts without. Objects have a "score".
     """
     folder = common_folder([name for name, _, _ in images])
-    listed, annotations = [], []
+    listed: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (name, (height, width), found) in enumerate(images, 1):
         listed.append({
             "id": number, "file_name": Path(os.path.relpath(name, folder)).as_posix(), "height": height, "width": width
@@ -107,8 +108,7 @@ def common_folder(paths: Sequence[str]) -> Path:
 
 
 def _coco_rows(found: Annotations) -> Iterator[dict[str, Any]]:
-    scores = found.scores or [None] * len(found.classes)
-    for label, shape, score in zip(found.classes, found.shapes, scores, strict=True):
+    for label, shape, score in zip(found.classes, found.shapes, found.scores, strict=True):
         x1, y1, x2, y2 = shape.bounds
         rings = [] if found.boxes else [ring(part) for part in without_holes(shape)]
         yield {
@@ -198,8 +198,7 @@ def _write_annotations(path: Path, windows: Sequence[Ranked], crs: CRS | None, n
     for each in windows:
         found = each.annotations
         assert found is not None
-        scores = found.scores or [None] * len(found.classes)
-        for label, score in zip(found.classes, scores, strict=True):
+        for label, score in zip(found.classes, found.scores, strict=True):
             row = {"class": names[label], "class_index": label, "rank": each.rank, "scene": each.place.path}
             rows.append(row if score is None else {**row, "score": score})
         shapes += list(_on_ground(found.shapes, each, crs))
@@ -208,8 +207,7 @@ def _write_annotations(path: Path, windows: Sequence[Ranked], crs: CRS | None, n
 
 def _on_ground(shapes: NDArray[np.object_], each: Ranked, crs: CRS | None) -> NDArray[np.object_]:
     """From pixels of the window to coordinates of `crs`, outer rings counterclockwise."""
-    move = each.grid.transform @ Affine.translation(each.place.col, each.place.row)
-    placed = Annotations([], shapes).placed(move).shapes
+    placed = _moved(shapes, each.grid.transform * Affine.translation(each.place.col, each.place.row))
     if crs is not None and each.grid.crs != crs:
 
         def project(points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -229,8 +227,10 @@ def _write_layer(path: Path, rows: Sequence[dict[str, Any]], shapes: Sequence[An
         shapes = [shape if shape.geom_type == "MultiPolygon" else shapely.MultiPolygon([shape]) for shape in shapes]
     geometries = pa.array(list(shapely.to_wkb(np.array(shapes, object))), pa.large_binary())
     table = pa.Table.from_arrays([*columns.values(), geometries], schema=pa.schema([*fields, geometry_field()]))
-    shape = "MultiPolygon" if whole else "Polygon"
-    with open_layer(path, crs=crs, geometry=shape) as spool, pa.ipc.new_stream(spool, table.schema) as stream:
+    with (
+        open_layer(path, crs=crs, geometry="MultiPolygon" if whole else "Polygon") as spool,
+        pa.ipc.new_stream(spool, table.schema) as stream,
+    ):
         stream.write_table(table)
 
 

@@ -12,7 +12,7 @@ import csv
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 from datamodules import ClassificationDataModule, DataError, DetectionDataModule
 from datamodules.batch import IGNORE, Window
 from datamodules.paths import is_remote
+from datamodules.raster import Grid
 from datamodules.scenes import SceneModule
+from datamodules.tiling import tile
 from visionsft.config import ClassificationConfig
 from visionsft.errors import ConfigError, WriteError, first_line
-from visionsft.evaluation.answers import infer
+from visionsft.evaluation.answers import RegionSource, infer
 from visionsft.evaluation.classifying import classify
 from visionsft.evaluation.evaluating import progress, save_figure
 from visionsft.evaluation.label_thresholds import read_thresholds
@@ -47,7 +49,6 @@ from visionsft.preparation.embedding import (
     Image,
     Losses,
     has_cells,
-    images_of_files,
     images_of_split,
     open_scene,
     whole_image,
@@ -74,7 +75,7 @@ KNOWN = 2000
 CLOSEST = 0.35
 """Distance (see `coverage.Distances`) up to which two images are near duplicates."""
 LEAST_VALID = 0.25
-"""Share of a whole window that must be valid."""
+"""Share of an image or window that must be valid."""
 SHOWN = 8
 """Files named at most."""
 PICTURES = 40
@@ -124,7 +125,7 @@ class Suggestions:
     failed: dict[str, str]
     """Why a file of the pool couldn't be used, by path."""
     left_out: int
-    """Windows or images with too little that is valid."""
+    """Windows or images with too little that is valid..."""
     labelled: tuple[str, ...]
     """Files of the pool that are in the run's data already."""
     note: str
@@ -161,7 +162,7 @@ def suggest(
     """Write to the folder `out` which `count` images of the pool to label next, best first, with what the run says.
 
     pool: files, folders (what lies directly in them), globs, .txt lists of them. Scenes are ranked window by window,
-    in squares of the training's chips. What is part of the run's own data is left out. A file that can't be used
+    none larger than the training's chips. What is part of the run's own data is left out. A file that can't be used
     doesn't keep the others from being ranked; it is among `failed` then.
     """
     from visionsft.training.loading import load_run  # imported late, as in visionsft.evaluation
@@ -178,11 +179,11 @@ def suggest(
     viewer, own = Viewer(loaded), _own_data(loaded)
     labelled = tuple(path for path in paths if _resolved(path) in own.files)
     losses, left_out = Losses(), [0]
-    found = images_of_files(loaded.data, [path for path in paths if path not in set(labelled)], losses, None)
-    seen = viewer.view(_usable(loaded.data, found, left_out))
+    new = [path for path in paths if _resolved(path) not in own.files]
+    seen = viewer.view(_usable(_images(loaded.data, new, losses), left_out))
     if not seen.places:
         raise DataError(_say_nothing(losses.failed, left_out[0], labelled))
-    known = viewer.view(_usable(loaded.data, own.images(loaded.data), [0]))
+    known = viewer.view(_usable(own.images(loaded.data), [0]))
     features = seen.features
     learned = known.features if known.places else np.empty((0, features.shape[1]), np.float16)
     cover = choose(features, np.array(seen.amounts), known=learned, count=count, closest=CLOSEST)
@@ -235,14 +236,37 @@ def _resolved(path: str) -> str:
     return path if is_remote(path) else os.path.realpath(path)
 
 
-def _usable(data: Any, images: Iterator[Image], left_out: list[int]) -> Iterator[Image]:
+def _images(data: Any, paths: Sequence[str], losses: Losses) -> Iterator[Image]:
+    """Frames and patches whole, scenes window by window."""
+    for path in progress(paths, "viewing"):
+        try:
+            if has_cells(data):
+                yield from _windows(data, path)
+            else:
+                yield whole_image(data, path)
+        except DataError as error:
+            losses.failed[path] = str(error)
+
+
+def _windows(data: Any, path: str) -> Iterator[Image]:
+    """All of a scene in the fewest windows of nearly one size that aren't larger than the training's chips."""
+    source, grid = open_scene(data, path)
+    height, width = (-(-length // -(-length // min(data.chip))) for length in source.shape)
+    for each in tile(Window(0, 0, *source.shape), size=(height, width)):
+        row, col = each.window.row, each.window.col
+        yield _read(source, grid, Place(f"{path}@{row},{col}", path, path, "", row, col, height, width))
+
+
+def _read(source: RegionSource, grid: Grid, place: Place) -> Image:
+    pixels, valid = source.read(Window(place.row, place.col, place.height, place.width))
+    place = replace(place, valid=float(valid.mean()))
+    return Image(torch.from_numpy(np.ascontiguousarray(pixels)), valid, place, grid)
+
+
+def _usable(images: Iterator[Image], left_out: list[int]) -> Iterator[Image]:
     """Those that show enough; left_out[0] counts the others."""
-    side = min(data.chip) if has_cells(data) else None
     for image in images:
-        whole = image.valid.size
-        if side is not None and image.grid is not None:
-            whole = min(side, image.grid.height) * min(side, image.grid.width)
-        if image.valid.sum() < max(1, LEAST_VALID * whole):
+        if image.valid.mean() < LEAST_VALID:
             left_out[0] += 1
         else:
             yield image
@@ -396,11 +420,7 @@ def _reader(data: Any) -> Any:
     opened = cache(lambda path: open_scene(data, path))
 
     def read(place: Place) -> Image:
-        if not has_cells(data):
-            return whole_image(data, place.path)
-        source, grid = opened(place.path)
-        pixels, valid = source.read(Window(place.row, place.col, place.height, place.width))
-        return Image(torch.from_numpy(np.ascontiguousarray(pixels)), valid, place, grid)
+        return _read(*opened(place.path), place) if has_cells(data) else whole_image(data, place.path)
 
     return read
 

@@ -5,7 +5,7 @@ Learning Literature Survey"), over the logarithm of the number of classes, so th
 of a map the mean over its valid pixels. Images with several classes: the mean of the classes' binary entropies, in
 bits. Objects: the sum of the binary entropies of the detections' scores, after Brust, Käding and Denzler 2019 ("Active
 Learning for Deep Object Detection"), who sum up each detection's uncertainty and find the sum better than its mean or
-maximum; it has no upper limit.
+maximum; it has no upper limit. Detections below `SEEN` are left out: a dense detector gives hundreds for every image.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+SEEN = 0.1
+"""Score from which on a detection counts."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,11 @@ def doubt_labels(probabilities: NDArray[np.floating], *, several: bool) -> list[
 
 def doubt_objects(scores: NDArray[np.floating], labels: NDArray[np.integer], *, classes: int) -> Doubt:
     """scores: (N,) in 0..1, labels: (N,) from 0."""
+    seen = scores >= SEEN
+    scores, labels = scores[seen], labels[seen]
     entropy = _binary_entropy(scores.astype(np.float64))
-    return Doubt(float(entropy.sum()), np.bincount(labels, weights=entropy, minlength=classes))
+    by_class = np.bincount(labels, weights=entropy, minlength=classes).astype(np.float64)
+    return Doubt(float(entropy.sum()), by_class)
 
 
 def _surprise(p: NDArray[np.float64]) -> NDArray[np.float64]:
