@@ -82,11 +82,11 @@ class Leak:
         return asdict(self)
 
 
-def find_leaks(module: DataModule, *, hashes: bool) -> list[Leak]:
+def find_leaks(module: DataModule, *, pictures: bool = False, labels: bool = False) -> list[Leak]:
     """What the splits of a data module, of any task and kind, have in common.
 
-    hashes: also looks into the files (identical, duplicate, contradiction), which takes as long as reading
-    them once.
+    pictures: also looks into the images (identical, duplicate), which takes as long as reading them once.
+    labels: also into the label maps of common ground (contradiction).
     """
     if not module.items:
         module.scan()
@@ -94,9 +94,9 @@ def find_leaks(module: DataModule, *, hashes: bool) -> list[Leak]:
     ground = _Ground(module) if isinstance(module, SceneModule) else None
     if ground is not None:
         leaks += ground.find_shared_ground()
-    if hashes:
+    if pictures:
         leaks += find_same_pictures(module)
-    if hashes and ground is not None and isinstance(module, SegmentationDataModule):
+    if labels and ground is not None and isinstance(module, SegmentationDataModule):
         leaks += ground.find_contradictions()
     return leaks
 

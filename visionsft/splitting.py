@@ -19,7 +19,7 @@ def split(config: Config, *, out: Path, check: bool) -> tuple[list[Path], list[s
     """
     data = build.build_data(config)
     data.scan()
-    leaks = find_leaks(data, hashes=check)
+    leaks = find_leaks(data, pictures=check, labels=check)
     written = []
     for name, text in split_texts(data).items():
         path = out if name == "split.csv" else out.with_suffix(".geojson")

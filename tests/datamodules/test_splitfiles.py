@@ -99,7 +99,7 @@ def test_place_split_across_crs_shares_no_ground_and_keeps_a_chip_apart(
 ) -> None:
     module = scenes(overlapping, PlaceSplit(400.0, val=0.25, test=0.25, stratify=stratify))
     assert {Path(item.image).stem for item in module.items["train"]} >= {"a", "b"}
-    assert not [leak for leak in find_leaks(module, hashes=False) if leak.kind in ("ground", "near")]
+    assert not [leak for leak in find_leaks(module) if leak.kind in ("ground", "near")]
     assert '"Polygon"' in format_blocks(module.items, side=400.0)
 
 
@@ -110,7 +110,7 @@ def test_scenes_of_the_same_ground_stay_together_and_contradict(overlapping: Pat
     }
     assert group["a"] == group["b"]
     assert len(set(group.values())) == 3
-    kinds = [leak.kind for leak in find_leaks(module, hashes=True)]
+    kinds = [leak.kind for leak in find_leaks(module, pictures=True, labels=True)]
     assert "contradiction" in kinds
     assert "ground" not in kinds
 
@@ -119,7 +119,7 @@ def test_given_split_with_shared_ground_is_found(overlapping: Path, tmp_path: Pa
     path = tmp_path / "split.csv"
     path.write_text("image,split\na,train\nb,val\nc,train\nd,none\n")
     module = scenes(overlapping, FileSplit(path))
-    leaks = {leak.kind: leak for leak in find_leaks(module, hashes=False)}
+    leaks = {leak.kind: leak for leak in find_leaks(module)}
     assert (leaks["ground"].count, leaks["ground"].total, leaks["ground"].splits) == (1, 1, ("train", "val"))
 
 
@@ -130,7 +130,7 @@ def test_drives_in_two_folders_and_copied_frames_are_found(tmp_path: Path) -> No
     (root / "images/test/w_1.png").write_bytes((root / "images/train/y_1.png").read_bytes())
     leaks = {
         (leak.kind, leak.splits): leak
-        for leak in find_leaks(frames(root, FolderSplit(), drives="^(.)_"), hashes=True)
+        for leak in find_leaks(frames(root, FolderSplit(), drives="^(.)_"), pictures=True, labels=True)
     }
     assert leaks["drive", ("train", "val")].count == 1
     assert leaks["drive", ("train", "val")].total == 2
@@ -231,7 +231,7 @@ def test_place_split_at_the_date_line(tmp_path: Path, write_raster: Callable[...
     module = scenes(tmp_path / "data", PlaceSplit(500.0, val=0.25, test=0.25))
     groups = {split: {item.group for item in items} for split, items in module.items.items()}
     assert all(groups.values())
-    assert not find_leaks(module, hashes=False)
+    assert not find_leaks(module)
     by_scene = [
         {item.group for items in module.items.values() for item in items if name in item.id}
         for name in ("a.tif", "b.tif")
@@ -245,6 +245,6 @@ def test_camvid_leaks(shared: Path, tmp_path: Path) -> None:
     if not root.exists():
         pytest.skip("no CamVid")
     module = CameraFrameDataModule(root, layout="camvid", crop=(64, 64), cache_dir=tmp_path)
-    found = {(leak.kind, leak.splits): (leak.count, leak.total) for leak in find_leaks(module, hashes=False)}
+    found = {(leak.kind, leak.splits): (leak.count, leak.total) for leak in find_leaks(module)}
     assert found["drive", ("train", "val")] == (101, 101)
     assert found["drive", ("train", "test")] == (62, 233)

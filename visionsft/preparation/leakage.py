@@ -25,7 +25,7 @@ _KINDS = {
 
 def check_leaks(looks: Sequence[Look], module: DataModule, findings: Findings) -> None:
     """Of the data module's splits, and of the looks that were taken of them."""
-    for leak in find_leaks(module, hashes=False) if module.items else ():
+    for leak in find_leaks(module, labels=True) if module.items else ():
         if leak.kind in _KINDS:
             place = f"{leak.splits[0]} and {leak.splits[1]}"
             example = leak.examples[0] if leak.examples else None

@@ -109,7 +109,7 @@ def _record(
 
 def _record_split(run: Run, data: DataModule) -> None:
     """Write who is in which split, and write and say what the splits have in common."""
-    leaks = find_leaks(data, hashes=False)
+    leaks = find_leaks(data)
     for name, text in split_texts(data).items():
         run.write_text(name, text)
     run.write_json("leaks.json", {"leaks": [leak.to_json() for leak in leaks]})

@@ -183,6 +183,19 @@ def test_faults_of_scenes(tmp_path) -> None:
     assert not any(check == "value range" for check, _ in _found(result))
 
 
+def test_labels_that_contradict_each_other_about_the_same_ground(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    for number, west in enumerate((0, 240, 5000, 10_000)):  # the second shows half of what the first does
+        split = ("train", "train", "val", "test")[number]
+        values = rng.integers(200, 3000, (3, 48, 48)).astype(np.uint16)
+        _scene(tmp_path / f"data/{split}/images/{number}.tif", values, west=west)
+        label = np.full((1, 48, 48), 1 + number % 2, np.uint8)
+        _scene(tmp_path / f"data/{split}/labels/{number}.tif", label, west=west)
+    result = audit(_config(tmp_path, SCENES, root=tmp_path / "data", scale=3000), out=tmp_path / "out")
+    (text,) = [row.found for group in result.kinds for row in group.findings if row.check == "contradiction"]
+    assert "labels of 1 of 2 train samples contradict those of train" in text
+
+
 OBJECTS = """\
 task: {{kind: detection}}
 data:
