@@ -203,19 +203,20 @@ class _OwnData:
 
     files: frozenset[str] = frozenset()
     """Of all splits, but not scenes that are labelled here and there only."""
-    samples: int = 0
-    """Of train."""
+    trains: bool = False
+    """Whether there is anything in train."""
+    scenes: bool = False
     problem: str | None = None
     losses: Losses = field(default_factory=Losses)
 
     def images(self, data: Any) -> Iterator[Image]:
-        return images_of_split(data, "train", self.losses, most=KNOWN) if self.samples else iter(())
+        return images_of_split(data, "train", self.losses, most=KNOWN) if self.trains else iter(())
 
     def note(self, known: Views) -> str:
         """What suggestions were compared with."""
         if self.problem is not None:
             return f"the run's training data can't be read, so what it covers wasn't considered ({self.problem})"
-        return f"compared with {len(known.places):,} of {self.samples:,} training samples"
+        return f"compared with {len(known.places):,} {'windows of scenes' if self.scenes else 'images'} of train"
 
 
 def _own_data(loaded: LoadedRun) -> _OwnData:
@@ -229,7 +230,8 @@ def _own_data(loaded: LoadedRun) -> _OwnData:
     loaded.data.normalisation = normalisation
     items = loaded.data.items
     labelled = [] if getattr(loaded.data, "sparse", False) else [each for split in items.values() for each in split]
-    return _OwnData(frozenset(_resolved(item.image) for item in labelled), len(items["train"]))
+    files = frozenset(_resolved(item.image) for item in labelled)
+    return _OwnData(files, bool(items["train"]), isinstance(loaded.data, SceneModule))
 
 
 def _resolved(path: str) -> str:
