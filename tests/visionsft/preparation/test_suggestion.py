@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pyogrio
 import pytest
@@ -15,10 +17,12 @@ import torch
 from pycocotools.coco import COCO
 from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
+from typer.testing import CliRunner
 
 from datamodules import DataError
 from visionsft.build import build_backbone, build_model
-from visionsft.config import SegmentationConfig
+from visionsft.cli import app
+from visionsft.config import CONFIGS
 from visionsft.errors import RunError, WriteError
 from visionsft.preparation.preannotations import annotate_map, without_holes, write_coco
 from visionsft.preparation.suggestion import suggest
@@ -27,25 +31,35 @@ from visionsft.runs import Run
 BANDS = ("red", "green", "nir")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Of scenes, its weights random, its data gone."""
-    folder = tmp_path_factory.mktemp("run")
+def untrained(folder: Path, values: dict[str, Any], bands: tuple[str, ...], dtype: str) -> Run:
+    """A run with random weights whose data is gone."""
     torch.manual_seed(0)
-    config = SegmentationConfig.model_validate({
-        "name": "run", "runs": folder, "backbone": {"name": "test_efficientnet", "weights": "none"},
-        "data": {"kind": "geotiff", "root": folder, "chip": 32, "normalise": "data",
-                 "classes": [{"name": "low", "values": 0}, {"name": "high", "values": 1}]},
-        "trainer": {"precision": "32", "accelerator": "cpu"},
-    })  # fmt: skip
+    common = {"runs": folder, "backbone": {"name": "test_efficientnet", "weights": "none"},
+              "trainer": {"precision": "32", "accelerator": "cpu"}}  # fmt: skip
+    kind = CONFIGS[values.get("task", {}).get("kind", "segmentation")]
+    config = kind.model_validate({"name": "run", **common, **values})
     run = Run.create(config)
-    model = build_model(config, build_backbone(config, BANDS, pretrained=False), 2)
+    model = build_model(config, build_backbone(config, bands, pretrained=False), 2)
     run.checkpoints.mkdir()
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
     torch.save({"state_dict": state, "callbacks": {}}, run.checkpoints / "best.ckpt")
-    run.write_json("data.json", {"bands": BANDS, "dtype": "uint16", "classes": ["low", "high"],
-                                 "normalisation": {"mean": [3000.0] * 3, "std": [1000.0] * 3}})  # fmt: skip
+    normalisation = {"mean": [3000.0] * 3, "std": [1000.0] * 3}
+    if dtype == "uint8":
+        normalisation = {"mean": [127.0] * 3, "std": [64.0] * 3}
+    run.write_json("data.json", {"bands": bands, "dtype": dtype, "classes": ["low", "high"],
+                                 "normalisation": normalisation, "fitted": {}})  # fmt: skip
     return run
+
+
+CLASSES = [{"name": "low", "values": 0}, {"name": "high", "values": 1}]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Of scenes."""
+    folder = tmp_path_factory.mktemp("run")
+    data = {"kind": "geotiff", "root": folder, "chip": 32, "normalise": "data", "classes": CLASSES}
+    return untrained(folder, {"data": data}, BANDS, "uint16")
 
 
 def write_scene(path: Path, *, epsg: int | None = 32631, bands: tuple[str, ...] = BANDS) -> Path:
@@ -80,6 +94,70 @@ def test_windows_lie_where_the_scene_lies(run: Run, tmp_path: Path) -> None:
 def test_a_scene_without_crs(run: Run, tmp_path: Path) -> None:
     suggest(run, write_scene(tmp_path / "scene.tif", epsg=None), out=tmp_path / "out", count=1)
     assert pyogrio.read_info(tmp_path / "out" / "windows-pixels.gpkg")["crs"] is None
+
+
+def write_frames(folder: Path, count: int) -> Path:
+    """Noise of 64x64, coarse, so that no two are alike."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        coarse = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+        picture = cv2.resize(coarse, (64, 64), interpolation=cv2.INTER_NEAREST)
+        cv2.imwrite(str(folder / f"frame{index}.png"), picture)
+    return folder
+
+
+FRAMES = {"kind": "camera", "root": "gone", "normalise": "data", "size": [64, 64], "classes": CLASSES}
+MASKS = {"images": "images/*.png", "labels": "masks/{name}.png", "split": {"by": "scene"}}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"data": {**FRAMES, **MASKS}},
+        {"task": {"kind": "detection"}, "data": {**FRAMES, "layout": "coco"}},
+        {
+            "task": {"kind": "detection"}, "head": {"name": "rotated_fcos"},
+            "data": {**FRAMES, "layout": "dota"},
+        },
+    ],
+    ids=["maps", "boxes", "turned boxes"],
+)  # fmt: skip
+def test_frames_get_annotations_that_pycocotools_loads(values: dict[str, Any], tmp_path: Path) -> None:
+    run = untrained(tmp_path / "runs", values, ("red", "green", "blue"), "uint8")
+    found = suggest(run, write_frames(tmp_path / "pool", 5), out=tmp_path / "out", count=2)
+    assert (found.pool, [each.rank for each in found.suggestions]) == (5, [1, 2])
+    assert all(0 <= each.uncertainty for each in found.suggestions)
+    coco = COCO(tmp_path / "out" / "annotations.coco.json")
+    names = {image["file_name"] for image in coco.loadImgs(coco.getImgIds())}
+    assert names == {Path(each.place.id).name for each in found.suggestions}
+    for each in coco.loadAnns(coco.getAnnIds()):
+        x, y, width, height = each["bbox"]
+        assert 0 <= x <= x + width <= 64
+        assert 0 <= y <= y + height <= 64
+
+
+@pytest.mark.parametrize("kind", ["label_run", "labels_run"])
+def test_labelled_images_from_the_command_line(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    run, pool = request.getfixturevalue(kind), write_frames(tmp_path / "pool", 5)
+    (pool / "broken.png").write_bytes(b"no picture")
+    (pool / "small.png").write_bytes((pool / "frame0.png").read_bytes())
+    for path in pool.glob("frame*.png"):
+        cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (32, 32), interpolation=cv2.INTER_NEAREST))
+    (pool / "small.png").write_bytes((pool / "frame0.png").read_bytes())
+    call = ["suggest", str(run.path), str(pool), "--out", str(tmp_path / "out"), "--count", "6"]
+    answer = CliRunner().invoke(app, call)
+    assert answer.exit_code == 2
+    assert "broken.png" in answer.output
+    with open(tmp_path / "out" / "suggestions.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = {Path(row["file"]).name for row in rows}
+    assert len(names & {"frame0.png", "small.png"}) <= 1  # the same picture twice
+    with open(tmp_path / "out" / "annotations.csv", encoding="utf-8", newline="") as file:
+        labels = list(csv.DictReader(file))
+    assert [row["file"] for row in labels] == [row["file"] for row in rows]
+    assert all(0 <= float(row.get("probability", 1)) <= 1 for row in labels)
+    assert {row["class"] for row in labels if "class" in row} <= {"dark", "bright"}
 
 
 def test_bad_files_leave_the_others(run: Run, tmp_path: Path) -> None:
