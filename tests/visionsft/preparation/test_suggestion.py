@@ -127,7 +127,7 @@ def test_frames_get_annotations_that_pycocotools_loads(values: dict[str, Any], t
     run = untrained(tmp_path / "runs", values, ("red", "green", "blue"), "uint8")
     found = suggest(run, write_frames(tmp_path / "pool", 5), out=tmp_path / "out", count=2)
     assert (found.pool, [each.rank for each in found.suggestions]) == (5, [1, 2])
-    assert all(0 <= each.uncertainty for each in found.suggestions)
+    assert all(each.uncertainty >= 0 for each in found.suggestions)
     coco = COCO(tmp_path / "out" / "annotations.coco.json")
     names = {image["file_name"] for image in coco.loadImgs(coco.getImgIds())}
     assert names == {Path(each.place.id).name for each in found.suggestions}
