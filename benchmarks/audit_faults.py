@@ -275,10 +275,15 @@ def files_of(found: Audit, root: Path) -> list[str]:
     return [Path(path).relative_to(root).as_posix() for row in rows for path in (row.file, row.other) if path]
 
 
-def keys_of(found: Audit, root: Path) -> set[tuple[str, str]]:
-    """(check, file below the root or place) of errors and warnings."""
+def keys_of(found: Audit, root: Path) -> dict[tuple[str, str], str]:
+    """(check, file below the root or place) of errors and warnings, and the frame that each is about or an example."""
     rows = [row for group in found.kinds if group.severity != "note" for row in group.findings]
-    return {(row.check, str(Path(row.file).relative_to(root)) if row.file else row.place) for row in rows}
+    return {
+        (row.check, str(Path(row.file).relative_to(root)) if row.file else row.place): Path(
+            row.file or row.item or ""
+        ).stem
+        for row in rows
+    }
 
 
 def compare(
@@ -287,16 +292,15 @@ def compare(
     own, found = keys_of(before, roots[0]), keys_of(after, roots[1])
     missed = [fault.name for fault, path in planted if (fault.check, path) not in found]
     stems = {Path(path).stem for _, path in planted}
-    invented = sorted(
-        (check, where) for check, where in found - own if Path(where).stem not in stems
-    )
+    # a frame that was put into another split shares its drive with that one
+    invented = sorted(key for key in found.keys() - own.keys() if found[key] not in stems)
     return {
         "planted": len(planted),
         "found": len(planted) - len(missed),
         "missed": missed,
         "invented": invented,
         "said_of_the_untouched_data": sorted(own),
-        "gone": sorted(own - found),
+        "gone": sorted(own.keys() - found.keys()),
     }
 
 
