@@ -6,9 +6,9 @@
 samples x 20 classes, each a group of its own (the most there can be); bound: 5 s. `evaluate_vs_predict`: one pass over
 camera frames that counts each sample's statistics, over a pass that only predicts their classes; both in memory (a
 prediction that is written to a file costs more); bound: 1.1. Counted are confusion matrices, brightness, reliability
-and the worst maps; boundaries are not among them, since `evaluate` scores them on request alone. Each batch is
-evaluated and predicted in turn, and the median of what evaluating it took longer is added to the median of predicting:
-the machine's noise is larger than what is measured. The last line is one JSON object.
+and the worst maps; boundaries are not among them, since `evaluate` scores them on request alone. The
+two passes take turns, and the median of what evaluating took longer is added to the median of predicting: the machine's
+noise is larger than what is measured. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +34,7 @@ from visionsft.evaluation.calibration import BINS, error_interval
 from visionsft.evaluation.details import Details
 from visionsft.evaluation.evaluating import GALLERY, Worst, count
 from visionsft.evaluation.metrics import predict_classes
+from visionsft.memory import keep_freed_memory
 from visionsft.models import create_model
 from visionsft.training.precision import DTYPES, resolve
 
@@ -50,7 +50,7 @@ def main() -> None:
     bootstrap = statistics.median(timed(bootstrap_pass()) for _ in range(3))
     print(f"intervals: {bootstrap:.2f} s for {RESAMPLES:,} resamples of {SAMPLES:,} samples", flush=True)
     counting, predicting = measure_passes(batches=2 if quick else 8, rounds=3 if quick else 9)
-    print(f"a batch: {counting:.3f} s evaluating, {predicting:.3f} s predicting", flush=True)
+    print(f"a pass: {counting:.3f} s evaluating, {predicting:.3f} s predicting", flush=True)
     figures = {"bootstrap_s": round(bootstrap, 3), "evaluate_vs_predict": round(counting / predicting, 3)}
     print(
         json.dumps(
@@ -90,19 +90,19 @@ def bootstrap_pass() -> Callable[[], object]:
 
 
 def measure_passes(*, batches: int, rounds: int) -> tuple[float, float]:
-    """Median seconds of a batch: (evaluating, predicting)."""
+    """Median seconds of a pass over the batches: (evaluating, predicting)."""
     loaded, data = build_loaded(), [make_batch(seed) for seed in range(batches)]
-    worst = Worst(GALLERY)
 
-    def predict(batch: Batch) -> None:
-        predict_classes(infer(loaded, batch["image"])).cpu()
+    def predict() -> None:
+        for batch in data:
+            predict_classes(infer(loaded, batch["image"])).cpu()
 
-    def evaluate(batch: Batch) -> None:
-        answered = [(batch, infer(loaded, batch["image"]))]
-        count(loaded, answered, Details(CLASSES, temperature=None, with_boundaries=False), worst)
+    def evaluate() -> None:
+        answered = ((batch, infer(loaded, batch["image"])) for batch in data)
+        count(loaded, answered, Details(CLASSES, temperature=None, with_boundaries=False), Worst(GALLERY))
 
-    predict(data[0])
-    pairs = [(timed(partial(evaluate, each)), timed(partial(predict, each))) for _ in range(rounds) for each in data]
+    predict()
+    pairs = [(timed(evaluate), timed(predict)) for _ in range(rounds)]
     predicting = statistics.median(second for _, second in pairs)
     return predicting + statistics.median(first - second for first, second in pairs), predicting
 
@@ -124,6 +124,7 @@ def build_loaded() -> Any:
         classes=SimpleNamespace(names=tuple(str(k) for k in range(CLASSES))),
     )
     views = {"scales": (1.0,), "symmetry": "none"}
+    keep_freed_memory()  # as load_run does
     return SimpleNamespace(
         model=model, precision=DTYPES[resolve("auto")], channels_last=True, views=views, data=data
     )

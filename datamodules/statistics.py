@@ -100,10 +100,8 @@ class Normalisation:
     def __call__(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """values (C, H, W) of any number type, valid (H, W) bool -> (C, H, W) float32, 0 where invalid."""
         mean, std = (np.array(each, np.float32)[:, None, None] for each in (self.mean, self.std))
-        image = np.array(
-            values, np.float32, order="C"
-        )  # one pass: values may lie band by band or pixel by pixel
-        image -= mean
+        image = np.empty(values.shape, np.float32)  # values may lie band by band or pixel by pixel
+        np.subtract(values, mean, out=image, dtype=np.float32, casting="unsafe")
         image /= std
         if not valid.all():
             image[:, ~valid] = 0

@@ -84,6 +84,12 @@ class RegionSource:
     def shape(self) -> tuple[int, int]:
         return self.window.height, self.window.width
 
+    @property
+    def waits(self) -> bool:
+        from visionsft.prediction.scenes import waiting  # which uses this package's metrics
+
+        return waiting(self.region.image)
+
     def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         place = replace(window, row=window.row + self.window.row, col=window.col + self.window.col)
         raw = self.reader.read(replace(self.region, window=place))

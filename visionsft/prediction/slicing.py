@@ -28,7 +28,7 @@ from visionsft.errors import ConfigError
 from visionsft.models.detections import Detections
 from visionsft.prediction.blending import Grid
 from visionsft.prediction.merging import Merging, Parts, find_cuts, merge_tiles
-from visionsft.prediction.scenes import ArraySource, SceneSource, Source, Tile, ahead, read_tiles
+from visionsft.prediction.scenes import ArraySource, SceneSource, Source, Tile, read_groups, read_tiles
 from visionsft.prediction.tiling import batch_size, lay_tiles
 
 SIDE, OVERLAP = 2688 + 128, 128
@@ -198,7 +198,7 @@ def _found(
     """What each tile shows, in the grid's order."""
     places, size = list(grid), slices.batch or batch_size(grid)
     groups = (places[start : start + size] for start in range(0, len(places), size))
-    for tiles in ahead(read_tiles(source, grid, group) for group in groups):
+    for tiles in read_groups(source, grid, groups):
         seen = iter(_detect(detector, tiles))
         found = [
             (tile.place, Parts.none() if tile.image is None else _to_parts(next(seen), tile, grid, slices.score))
@@ -215,7 +215,12 @@ def _detect(detector: Detector, tiles: Sequence[Tile]) -> list[Detections]:
         return []
     # tiles at the edge of a resampled scene may be a pixel larger or smaller
     tall, wide = (max(image.shape[axis] for image, _ in seen) for axis in (1, 2))
-    images = [F.pad(image, (0, wide - image.shape[2], 0, tall - image.shape[1])) for image, _ in seen]
+    images = [
+        image
+        if image.shape[1:] == (tall, wide)  # F.pad would copy it
+        else F.pad(image, (0, wide - image.shape[2], 0, tall - image.shape[1]))
+        for image, _ in seen
+    ]
     batch = images[0][None] if len(images) == 1 else torch.stack(images)  # large tiles aren't copied
     with torch.inference_mode():
         found = detector.detect(batch, [size for _, size in seen])

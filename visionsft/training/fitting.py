@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -20,13 +18,12 @@ from visionsft import build
 from visionsft.config import Config
 from visionsft.errors import ConfigError
 from visionsft.loading import load_config
+from visionsft.memory import keep_freed_memory
 from visionsft.runs import Run, is_first_process
 from visionsft.splitting import split_texts, summarise
 from visionsft.training.callbacks import Checkpoints
 from visionsft.training.strategies import trainable_table
 from visionsft.training.tasks import Task
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def fit(
@@ -60,7 +57,7 @@ def fit(
         _record(run, task, data, fitted, resumed=checkpoint is not None)
     trainer = build.build_trainer(config, run.path, task, callbacks=callbacks)
     if build.choose_device(config).type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     started = time.perf_counter()
     if checkpoint is not None:
         _adopt(task, checkpoint)
@@ -132,17 +129,6 @@ def _finish(run: Run, trainer: lightning.Trainer, task: Task, *, seconds: float)
     if kept.best_epoch is not None:
         said = f"best {task.shown[task.monitor]} {kept.best:.4f}, epoch {kept.best_epoch + 1}"
     print(f"{run.path}: finished; {said}")
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed; other C libraries stay as they are.
-
-    It would give large blocks back to the system and take them anew, page by page, in every step.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _quieten() -> None:

@@ -58,19 +58,20 @@ def test_top_and_globs(label_run: Run, labelled_pictures: Path, tmp_path: Path) 
 
 
 def test_several_classes_have_a_column_each(labels_run: Run, labelled_pictures: Path, tmp_path: Path) -> None:
-    chosen = choose_label_thresholds(labels_run)
-    found = rows(predict(labels_run, labelled_pictures / "test" / "bright", tmp_path)[0])
+    run = Run(shutil.copytree(labels_run.path, tmp_path / "run"))  # others look at this one's thresholds
+    chosen = choose_label_thresholds(run)
+    found = rows(predict(run, labelled_pictures / "test" / "bright", tmp_path)[0])
     assert list(found[0]) == ["file", "classes", "bright", "dark", "picture"]
     for row in found:
         given = [name for name, limit in chosen.values.items() if float(row[name]) >= limit]
         assert row["classes"] == ";".join(given)
     assert not (tmp_path / "predictions_operating_point.json").exists()
     pictures = labelled_pictures / "test" / "bright"
-    predict(labels_run, pictures, tmp_path, operating_point=True, overwrite=True)
+    predict(run, pictures, tmp_path, operating_point=True, overwrite=True)
     kept = json.loads((tmp_path / "predictions_operating_point.json").read_text())
     assert kept["thresholds"] == chosen.values
     with pytest.raises(ConfigError, match="every class has its column"):
-        predict(labels_run, labelled_pictures / "test" / "bright", tmp_path / "b", labels=LabelOptions(top=1))
+        predict(run, labelled_pictures / "test" / "bright", tmp_path / "b", labels=LabelOptions(top=1))
 
 
 def test_what_can_not_be_used_is_named_and_the_rest_is_done(
