@@ -34,7 +34,6 @@ from visionsft.evaluation.calibration import BINS, error_interval
 from visionsft.evaluation.details import Details
 from visionsft.evaluation.evaluating import GALLERY, Worst, count
 from visionsft.evaluation.metrics import predict_classes
-from visionsft.memory import keep_freed_memory
 from visionsft.models import create_model
 from visionsft.training.precision import DTYPES, resolve
 
@@ -124,7 +123,6 @@ def build_loaded() -> Any:
         classes=SimpleNamespace(names=tuple(str(k) for k in range(CLASSES))),
     )
     views = {"scales": (1.0,), "symmetry": "none"}
-    keep_freed_memory()  # as load_run does
     return SimpleNamespace(
         model=model, precision=DTYPES[resolve("auto")], channels_last=True, views=views, data=data
     )

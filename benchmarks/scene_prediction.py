@@ -40,7 +40,6 @@ from torch import Tensor, nn
 
 from backbones import accelerate_depthwise, create_backbone
 from datamodules import ClassSpec, GeoTiffDataModule, Normalisation
-from visionsft.memory import keep_freed_memory
 from visionsft.models import create_model
 from visionsft.prediction.backends import create_backend
 from visionsft.prediction.mapping import SceneOptions, ScenePredictor
@@ -236,7 +235,6 @@ def make_predictor(model: nn.Module, folder: Path, backend: Any) -> ScenePredict
     with ZipFile(run.checkpoints / "best.ckpt", "w") as file:
         file.writestr("weights", "")
     precision = DTYPES[resolve("auto")]
-    keep_freed_memory()  # as load_run does
     loaded = SimpleNamespace(
         model=model.to(memory_format=torch.channels_last), data=data, run=run, precision=precision, channels_last=True,
         views={"scales": (1.0,), "symmetry": "none"}, tiles={"tile": None, "overlap": None},

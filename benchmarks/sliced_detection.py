@@ -44,7 +44,6 @@ from torch import Tensor, nn
 
 from backbones import accelerate_depthwise, create_backbone
 from datamodules import ClassSpec, GeoTiffDataModule, Normalisation
-from visionsft.memory import keep_freed_memory
 from visionsft.models import create_detector
 from visionsft.models.detections import Detections
 from visionsft.prediction.detections import DetectionOptions, SceneDetectionPredictor
@@ -282,7 +281,6 @@ def make_predictor(model: nn.Module, folder: Path) -> SceneDetectionPredictor:
     data = GeoTiffDataModule(folder, classes=specs, normalise="data")
     data.bands, data.dtype = BANDS, np.dtype(np.uint16)
     data.normalisation = Normalisation((700.0, 900.0, 900.0, 2300.0), (350.0, 400.0, 500.0, 900.0))
-    keep_freed_memory()  # as load_run does
     loaded = SimpleNamespace(
         model=model, data=data, precision=DTYPES[resolve("auto")], channels_last=True,
         tiles={"tile": None, "overlap": None}, views={"scales": (1.0,), "symmetry": "none"}, merge="nms",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from visionsft.errors import RunError
+from visionsft.memory import keeping_freed_memory
 
 _REASON = "its training has diverged, or the checkpoint is damaged"
 
@@ -20,7 +21,7 @@ def compute_logits(
     """
     device = next(model.parameters()).device
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+    with keeping_freed_memory(), torch.autocast(device.type, dtype=precision, enabled=precision is not None):
         logits: Tensor = model(image.to(device).contiguous(memory_format=layout))
     return check_numbers(logits)
 
@@ -32,7 +33,7 @@ def compute_maps(
     """image: (B, C, H, W) float32, normalised -> the backbone's maps (B, C', h, w) float32, on its device."""
     device = next(backbone.parameters()).device
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+    with keeping_freed_memory(), torch.autocast(device.type, dtype=precision, enabled=precision is not None):
         maps = backbone(image.to(device).contiguous(memory_format=layout))
     return [each.float() for each in maps]
 

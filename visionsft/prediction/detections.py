@@ -26,6 +26,7 @@ from datamodules.raster import LONLAT
 from visionsft.errors import ConfigError
 from visionsft.evaluation.operating import AppliedPoint
 from visionsft.files import atomic_path
+from visionsft.memory import keeping_freed_memory
 from visionsft.models.detections import Detections
 from visionsft.models.inference import check_weights
 from visionsft.models.model import FeatureExtractor
@@ -110,7 +111,10 @@ class RunDetector:
         loaded = self._loaded
         device = next(loaded.model.parameters()).device
         layout = torch.channels_last if loaded.channels_last else torch.contiguous_format
-        with torch.autocast(device.type, dtype=loaded.precision, enabled=loaded.precision is not None):
+        with (
+            keeping_freed_memory(),
+            torch.autocast(device.type, dtype=loaded.precision, enabled=loaded.precision is not None),
+        ):
             found: list[Detections] = loaded.model.detect(  # type: ignore[operator]
                 image.to(device).contiguous(memory_format=layout), sizes
             )

@@ -1,14 +1,14 @@
 """Scenes: a map of any size from windows, in memory that doesn't grow with the scene.
 
-One thread runs the model on tiles and one makes row bands of what is complete; tiles are read by a third where that is
-mostly waiting. Each is a step ahead of the next. Held at any time are a few tiles, the strips in which tiles overlap,
-and one band of the finished maps.
+The calling thread runs the model on tiles, and another makes row bands of what is complete, a step behind; tiles are
+read by a third, a step ahead, where that is mostly waiting. Held at any time are a few tiles, the strips in which tiles
+overlap, and two bands of the finished maps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, cast
 
@@ -25,6 +25,7 @@ from datamodules.raster import Grid as Ground
 from datamodules.raster import Pool, read_resampled, read_window
 from datamodules.scenes import Scene
 from visionsft.evaluation.metrics import predict_classes
+from visionsft.memory import give_back_freed_memory
 from visionsft.prediction.blending import Blender, Grid
 
 CHUNK = 32_000
@@ -333,28 +334,45 @@ def _scaled(share: Tensor) -> Tensor:
 
 
 def row_bands(pieces: Iterable[Piece], layers: Sequence[Layer], *, width: int) -> Iterator[Band]:
-    """Pieces, as `blend_tiles` gives them, as rows of finished maps."""
+    """Pieces, as `blend_tiles` gives them, as rows of finished maps.
+
+    They are computed in the calling thread: what the main one frees glibc keeps best, see `visionsft.memory`. Another
+    makes maps of each while the next is computed.
+    """
     band: Band | None = None
-    for piece in ahead(pieces):
-        window = piece.window
-        if band is None:
-            shape = (window.height, width)
-            band = Band(
-                window.row, {layer.name: np.empty((layer.count, *shape), np.uint8) for layer in layers}
-            )
-        for layer in layers:
-            part = band.maps[layer.name][:, :, window.col : window.col + window.width]
-            _fill(part, piece, layer)
-        if window.col + window.width == width:
-            yield band
-            band = None
+    finished: Band | None = None
+    filling: Future[None] | None = None
+    with ThreadPoolExecutor(1) as worker:
+        for piece in pieces:
+            if filling is not None:
+                filling.result()
+            if finished is not None:
+                yield finished
+                finished = None
+            window = piece.window
+            if band is None:
+                shape = (window.height, width)
+                band = Band(
+                    window.row, {layer.name: np.empty((layer.count, *shape), np.uint8) for layer in layers}
+                )
+            filling = worker.submit(_fill, band, piece, layers)
+            if window.col + window.width == width:
+                finished, band = band, None
+                give_back_freed_memory()
+        if filling is not None:
+            filling.result()
+        if finished is not None:
+            yield finished
 
 
-def _fill(part: NDArray[np.uint8], piece: Piece, layer: Layer) -> None:
-    """part: (count, h, w), written."""
-    step = max(1, CHUNK // piece.window.width)
-    for top in range(0, piece.window.height, step):
-        rows = slice(top, top + step)
-        part[:, rows] = layer.reduce(piece.logits[:, rows]).cpu().numpy()
-    if not piece.valid.all():
-        part[:, ~piece.valid] = IGNORE
+def _fill(band: Band, piece: Piece, layers: Sequence[Layer]) -> None:
+    """Write the piece's part of the band."""
+    window = piece.window
+    step = max(1, CHUNK // window.width)
+    for layer in layers:
+        part = band.maps[layer.name][:, :, window.col : window.col + window.width]
+        for top in range(0, window.height, step):
+            rows = slice(top, top + step)
+            part[:, rows] = layer.reduce(piece.logits[:, rows]).cpu().numpy()
+        if not piece.valid.all():
+            part[:, ~piece.valid] = IGNORE

@@ -16,7 +16,6 @@ from datamodules import CameraFrameDataModule, ClassificationDataModule, DataMod
 from visionsft import build
 from visionsft.config import Config, LoraStrategy
 from visionsft.errors import RunError
-from visionsft.memory import keep_freed_memory
 from visionsft.runs import Checkpoint, Run
 from visionsft.training.precision import DTYPES
 
@@ -85,10 +84,7 @@ def load_data(run: Run) -> Any:
 
 
 def load_run(run: Run, checkpoint: Checkpoint = "best") -> LoadedRun:
-    """The trained model of a run with its data and settings; needs neither training data nor pretrained weights.
-
-    The process keeps freed memory from here on, see `keep_freed_memory`.
-    """
+    """The trained model of a run with its data and settings; needs neither training data nor pretrained weights."""
     config = run.config
     path = run.checkpoint(checkpoint)
     card = run.read_json("data.json")
@@ -99,7 +95,6 @@ def load_run(run: Run, checkpoint: Checkpoint = "best") -> LoadedRun:
         merge_lora(backbone)
     if config.trainer.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    keep_freed_memory()
     return LoadedRun(
         model=model.eval().requires_grad_(False),
         config=config,
