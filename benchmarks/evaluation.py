@@ -6,8 +6,8 @@
 samples x 20 classes, each a group of its own (the most there can be); bound: 5 s. `evaluate_vs_predict`: one pass over
 camera frames that counts each sample's statistics, over a pass that only predicts their classes; both in memory (a
 prediction that is written to a file costs more); bound: 1.1. Counted are confusion matrices, brightness, reliability
-and the worst maps; boundaries are not among them, since `evaluate` scores them on request alone. The
-two passes take turns, and the median of what evaluating took longer is added to the median of predicting: the machine's
+and the worst maps; boundaries are not among them, since `evaluate` scores them on request alone. The two
+passes take turns, and the median of what evaluating took longer is added to the median of predicting: the machine's
 noise is larger than what is measured. The last line is one JSON object.
 """
 
