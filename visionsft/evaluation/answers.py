@@ -111,7 +111,10 @@ def _blended(
     for region, count in regions:
         source = RegionSource(reader, region, dataset.normalisation)
         grid = plan_tiles(model, data, source.shape, tile=tiles["tile"], overlap=tiles["overlap"])
-        pieces = blend_tiles(source, run, grid, num_classes=model.num_classes, batch=batch_size(grid))
+        pieces = blend_tiles(
+            source, run, grid, num_classes=model.num_classes, batch=batch_size(grid),
+            device=next(model.parameters()).device,
+        )  # fmt: skip
         windows = [
             _inside(source.window, dataset.items[index].window) for index in range(first, first + count)
         ]

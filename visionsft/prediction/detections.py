@@ -107,7 +107,10 @@ class RunDetector:
         self._loaded = loaded
 
     def detect(self, image: Tensor, sizes: list[tuple[int, int]]) -> list[Detections]:
-        """image: (B, C, H, W) float32, normalised; sizes: (height, width) of each without its padding."""
+        """image: (B, C, H, W) float32, normalised; sizes: (height, width) of each without its padding.
+
+        What is found comes back in main memory.
+        """
         loaded = self._loaded
         device = next(loaded.model.parameters()).device
         layout = torch.channels_last if loaded.channels_last else torch.contiguous_format
@@ -118,7 +121,7 @@ class RunDetector:
             found: list[Detections] = loaded.model.detect(  # type: ignore[operator]
                 image.to(device).contiguous(memory_format=layout), sizes
             )
-        return found
+        return [each.cpu() for each in found]
 
 
 class DetectionPredictor:

@@ -62,7 +62,7 @@ def export_onnx(
     require("onnxruntime", extra="onnx")  # now, and not after the slow steps
     run = run if isinstance(run, Run) else Run.open(run)
     run.require_segmentation("the export")
-    loaded = load_run(run, checkpoint)
+    loaded = load_run(run, checkpoint, device="cpu")
     height, width = size or _training_size(loaded)
     if min(height, width) < 1:
         raise ConfigError(f"size {height} x {width}: height and width, in pixels, are above 0")

@@ -145,18 +145,16 @@ class ScenePredictor:
             decide=self.point.decide if self.point else predict_classes,
         )
         with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+            whole = fitting(self.backend(source, grid), self.loaded.model, self.data)
             pieces = blend_tiles(
                 source,
-                partial(
-                    average_views,
-                    fitting(self.backend(source, grid), self.loaded.model, self.data),
-                    **self.loaded.views,
-                ),
+                partial(average_views, whole, **self.loaded.views),
                 grid,
                 num_classes=self.num_classes,
                 batch=batch_size(grid),
                 first=first,
                 last=last,
+                device=next(self.loaded.model.parameters()).device,  # once the backend has moved it
             )
             yield from row_bands(pieces, layers, width=grid.cols.length)
 

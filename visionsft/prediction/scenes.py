@@ -154,9 +154,11 @@ def blend_tiles(
     batch: int = 1,
     first: int = 0,
     last: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Piece]:
     """The scene in finished pieces, row by row of the grid, from row `first` to before row `last`.
 
+    device: where the logits of `run` are, and the pieces'.
     Tiles without a valid pixel aren't computed. Any range of rows gives the very values that they have in the
     whole: the row of tiles above the first is computed too, for what it shares with it.
     """
@@ -168,19 +170,24 @@ def blend_tiles(
     )
     blender = Blender(grid)
     for tiles in read_groups(source, grid, groups):
-        for tile, logits in zip(tiles, _infer(tiles, run, grid, num_classes), strict=True):
+        for tile, logits in zip(tiles, _infer(tiles, run, grid, num_classes, device), strict=True):
             own, seen = grid.own(*tile.place), grid.window(*tile.place)
             complete = blender.add(*tile.place, logits[:, : seen.height, : seen.width])
             if tile.place[0] >= first:
                 yield Piece(own, complete, tile.valid[: own.height, : own.width])
 
 
-def in_tiles(run: Run, image: Tensor, grid: Grid, *, num_classes: int) -> Tensor:
-    """image (B, C, H, W) -> logits (B, K, H, W): `run` on tiles of each image in memory, blended."""
-    logits = torch.empty(len(image), num_classes, *image.shape[2:])
+def in_tiles(
+    run: Run, image: Tensor, grid: Grid, *, num_classes: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """image (B, C, H, W) -> logits (B, K, H, W): `run` on tiles of each image in memory, blended.
+
+    device: where the logits of `run` are, and the result.
+    """
+    logits = torch.empty(len(image), num_classes, *image.shape[2:], device=device)
     for pixels, found in zip(image.cpu().numpy(), logits, strict=True):
         source = ArraySource(pixels, np.ones(pixels.shape[1:], bool))
-        for piece in blend_tiles(source, run, grid, num_classes=num_classes):
+        for piece in blend_tiles(source, run, grid, num_classes=num_classes, device=device):
             own = piece.window
             found[:, own.row : own.row + own.height, own.col : own.col + own.width] = piece.logits
     return logits
@@ -239,13 +246,15 @@ def read_tiles(source: Source, grid: Grid, places: Iterable[tuple[int, int]]) ->
     return tiles
 
 
-def _infer(tiles: Sequence[Tile], run: Run, grid: Grid, num_classes: int) -> Iterator[Tensor]:
+def _infer(
+    tiles: Sequence[Tile], run: Run, grid: Grid, num_classes: int, device: torch.device | str
+) -> Iterator[Tensor]:
     """(K, *grid.tile) float32 of each tile; zeros where none of it is valid."""
     images = [tile.image for tile in tiles if tile.image is not None]
     found = iter(run(images[0][None] if len(images) == 1 else torch.stack(images)) if images else ())
     for tile in tiles:
         if tile.image is None:
-            yield torch.zeros(num_classes, *grid.tile)
+            yield torch.zeros(num_classes, *grid.tile, device=device)
             continue
         logits = next(found).float()
         yield logits if logits.shape[1:] == grid.tile else _to_window(logits, grid.tile, tile.scale)

@@ -58,9 +58,11 @@ def predict_on_ray(predictor: ScenePredictor, jobs: Mapping[str, dict[str, Path]
     Connects to the cluster that RAY_ADDRESS names, else starts one on this machine.
     """
     ray = _ray()
-    compute = ray.remote(num_cpus=1, max_retries=RETRIES)(_compute)
+    have = ray.cluster_resources()
+    gpus = int(have.get("GPU", 0))  # Ray hides them from workers that don't ask for one
+    compute = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), max_retries=RETRIES)(_compute)
     run = str(predictor.loaded.run.path.resolve())
-    workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    workers = max(1, gpus or int(have.get("CPU", 1)))
     waiting: deque[tuple[_Scene, Any]] = deque()
     for path, targets in jobs.items():
         try:

@@ -79,7 +79,9 @@ def fitting(run: Run, model: SegmentationModel, data: SegmentationDataModule) ->
         shape = (image.shape[2], image.shape[3])
         if max(shape) <= limit:
             return run(image)
-        return in_tiles(run, image, plan_tiles(model, data, shape), num_classes=model.num_classes)
+        device = next(model.parameters()).device
+        grid = plan_tiles(model, data, shape)
+        return in_tiles(run, image, grid, num_classes=model.num_classes, device=device)
 
     return fit
 

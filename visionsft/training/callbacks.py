@@ -42,6 +42,10 @@ class MovingAverage(Callback):
         self.average: dict[str, Tensor] = {}
         self._own: dict[str, Tensor] | None = None
 
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """That of a checkpoint comes in main memory."""
+        self.average = {name: tensor.to(module.device) for name, tensor in self.average.items()}
+
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
         if trainer.global_step == self.updates:  # gradients are still being accumulated
             return

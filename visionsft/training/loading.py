@@ -65,8 +65,8 @@ class LoadedRun:
 
 
 def load_model(run: Run | str | Path, checkpoint: Checkpoint = "best") -> nn.Module:
-    """The trained model of a run (or of the run folder of that path), in eval mode, plain PyTorch."""
-    return load_run(run if isinstance(run, Run) else Run.open(run), checkpoint).model
+    """The trained model of a run (or of the run folder of that path), in eval mode on the CPU, plain PyTorch."""
+    return load_run(run if isinstance(run, Run) else Run.open(run), checkpoint, device="cpu").model
 
 
 def load_data(run: Run) -> Any:
@@ -83,8 +83,13 @@ def load_data(run: Run) -> Any:
     return data
 
 
-def load_run(run: Run, checkpoint: Checkpoint = "best") -> LoadedRun:
-    """The trained model of a run with its data and settings; needs neither training data nor pretrained weights."""
+def load_run(
+    run: Run, checkpoint: Checkpoint = "best", *, device: torch.device | str | None = None
+) -> LoadedRun:
+    """The trained model of a run with its data and settings; needs neither training data nor pretrained weights.
+
+    device: where the model computes; None: where a training of that configuration would on this machine.
+    """
     config = run.config
     path = run.checkpoint(checkpoint)
     card = run.read_json("data.json")
@@ -96,7 +101,7 @@ def load_run(run: Run, checkpoint: Checkpoint = "best") -> LoadedRun:
     if config.trainer.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return LoadedRun(
-        model=model.eval().requires_grad_(False),
+        model=model.to(device or build.choose_device(config)).eval().requires_grad_(False),
         config=config,
         run=run,
         precision=DTYPES[build.build_precision(config)],

@@ -95,12 +95,15 @@ def test_divisible_sizes_are_plain_bilinear() -> None:
     torch.testing.assert_close(model(image), expected)
 
 
-def test_plain_vits_get_a_pyramid_but_for_the_linear_head() -> None:
+def test_plain_vits_get_a_pyramid_but_for_heads_that_take_their_maps() -> None:
     backbone = TinyBackbone((16, 16, 16))
     model = create_model(backbone, 3, head="fpn")
     assert isinstance(model.neck, SimpleFeaturePyramid)
     assert [f.shape[-1] for f in model.features(torch.randn(1, 3, 64, 64))] == [16, 8, 4, 2]
-    assert isinstance(create_model(backbone, 3, head="linear").neck, nn.Identity)
+    for head in ("linear", "segformer"):
+        plain = create_model(backbone, 3, head=head)
+        assert isinstance(plain.neck, nn.Identity)
+        assert plain(torch.randn(2, 3, 64, 60)).shape == (2, 3, 64, 60)
     assert isinstance(create_model(TinyBackbone(), 3, head="fpn").neck, nn.Identity)
 
 

@@ -54,7 +54,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module)
         dtype=np.dtype("uint16"),
     )
     loaded = SimpleNamespace(model=model, data=data, run=run, channels_last=False)
-    loading = SimpleNamespace(load_run=lambda run, checkpoint: loaded)
+    loading = SimpleNamespace(load_run=lambda run, checkpoint, device: loaded)
     monkeypatch.setitem(sys.modules, "visionsft.training.loading", loading)
     return run
 

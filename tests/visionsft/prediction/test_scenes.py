@@ -138,6 +138,14 @@ def test_some_rows_alone_are_the_rows_of_the_whole(first: int) -> None:
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(part, wanted, strict=True))
 
 
+def test_pieces_are_where_the_model_is_those_without_measurement_too() -> None:
+    source = make_source(90, 60)
+    source.valid[:30, :30] = False
+    grid = plan_grid((90, 60), size=20, overlap=8)
+    pieces = blend_tiles(source, lambda image: image.to("meta"), grid, num_classes=3, device="meta")
+    assert {piece.logits.device.type for piece in pieces} == {"meta"}
+
+
 def test_no_rows_left_cost_nothing() -> None:
     def run(image: Tensor) -> Tensor:
         raise AssertionError("a tile was computed")

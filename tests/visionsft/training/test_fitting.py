@@ -11,16 +11,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from visionsft import build
 from visionsft.config import Config
 from visionsft.errors import ConfigError, RunError, TrainingError
 from visionsft.loading import dump_config
 from visionsft.runs import Run
 from visionsft.splitting import split
+from visionsft.training.callbacks import MovingAverage
 from visionsft.training.fitting import fit
 from visionsft.training.loading import load_model, load_run
 
@@ -161,6 +164,15 @@ def test_resume_and_overwrite_exclude_each_other(make: Make, values: dict[str, A
         fit(make(values), resume=True, overwrite=True)
 
 
+def test_a_run_is_loaded_to_where_it_was_trained(
+    make: Make, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fit(make(values, trainer={"epochs": 1}))
+    monkeypatch.setattr(build, "choose_device", lambda config: torch.device("meta"))  # stands for a GPU
+    assert {p.device.type for p in load_run(run).model.parameters()} == {"meta"}
+    assert {p.device.type for p in load_model(run).parameters()} == {"cpu"}
+
+
 def test_the_average_is_what_is_loaded(make: Make, values: dict[str, Any]) -> None:
     run = fit(make(values, trainer={"epochs": 1}))
     state = state_of(run, "best")
@@ -172,6 +184,13 @@ def test_the_average_is_what_is_loaded(make: Make, values: dict[str, Any]) -> No
             assert torch.equal(model[name], tensor)
             moved += not torch.equal(tensor, state["state_dict"][f"model.{name}"])
     assert moved > 10
+
+
+def test_a_loaded_average_follows_the_model() -> None:
+    average = MovingAverage(0.9)
+    average.load_state_dict({"updates": 3, "average": {"weight": torch.ones(2)}})
+    average.on_train_start(None, SimpleNamespace(device=torch.device("meta")))  # type: ignore[arg-type]
+    assert average.average["weight"].device.type == "meta"
 
 
 def test_validation_score_is_that_of_the_loaded_model(make: Make, values: dict[str, Any]) -> None:

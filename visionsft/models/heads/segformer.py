@@ -17,6 +17,9 @@ class SegformerHead(nn.Module):
     the map's own resolution, and the upsampled results are summed. The same functions at far lower cost.
     """
 
+    plain_maps = True
+    """Takes a plain ViT's maps as they are: it is the light head, of 1x1 convolutions alone."""
+
     def __init__(
         self,
         channels: Sequence[int],
