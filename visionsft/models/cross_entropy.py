@@ -19,8 +19,12 @@ from torch.autograd.function import once_differentiable
 
 from visionsft.models.upsampling import Upsampling
 
-CHUNK = 512 * 1024
-"""Bytes of upsampled logits that are worked on at a time by a thread: they and the labels fit into an L2 cache."""
+CHUNK = 1536 * 1024
+"""Bytes of upsampled logits that are worked on at a time by a thread: about an L2 cache (measured on two cores: a
+fifth faster than a third of it)."""
+NARROW = 60.0
+"""Logits of an image within this range are shifted by the largest of them all instead of each pixel's: none of their
+exponentials is too small for float32."""
 
 
 def upsampled_cross_entropy(
@@ -118,26 +122,32 @@ class _Pass:
         if self._bands is None:
             self._bands = list(_bands(self.rows, len(logits) * self.columns.shape[1] * logits.itemsize))
         wide = logits.contiguous() @ self.columns  # (K, h, W)
+        low, high = wide.aminmax()
+        narrow = bool(high - low < NARROW)
+        if narrow:
+            wide -= high  # what is upsampled from them is shifted as much
         slopes = None if gradient is None else torch.zeros_like(wide)
         for few, many in self._bands:
             share = self.rows[few, many]
             fine = share.T @ wide[:, few]  # (K, rows, W)
-            self._replace(fine.flatten(1), mask[many].flatten(), keep=slopes is not None)
+            self._replace(fine.flatten(1), mask[many].flatten(), shifted=narrow, keep=slopes is not None)
             if slopes is not None:
                 slopes[:, few] += share @ fine
         if gradient is not None and slopes is not None:
             torch.matmul(slopes, self.columns.T, out=gradient)
 
-    def _replace(self, logits: Tensor, labels: Tensor, *, keep: bool) -> None:
+    def _replace(self, logits: Tensor, labels: Tensor, *, shifted: bool, keep: bool) -> None:
         """Add the sums of some pixels, and put the gradient (times the divisor) in the place of their logits.
 
-        logits: (K, N), labels: (N,) int64. `keep`: the gradient is wanted.
+        logits: (K, N), labels: (N,) int64. `shifted`: to where their exponentials can be summed. `keep`: the gradient
+        is wanted.
         """
         targets = self.targets
         index = targets.index.index_select(0, labels)[None]
         weight = targets.weight.index_select(0, labels)
         self.weight += weight.sum()
-        logits -= logits.amax(0)
+        if not shifted:
+            logits -= logits.amax(0)
         own = weight * targets.rest
         loss = -torch.dot(own, logits.gather(0, index)[0])
         pull = own  # of the softmax: the weights of all classes

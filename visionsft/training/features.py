@@ -306,11 +306,9 @@ class CachedLoader:
 
     def _gather(self, index: int, places: Sequence[tuple[Shard, int]]) -> Tensor:
         """One tensor of the batch, in the memory order in which it lies."""
-        shape = self.layout.shapes[index]
-        found = _channels_last(torch.empty((len(places), *_last(shape)), dtype=self.dtype))
-        for target, (shard, row) in zip(found, places, strict=True):
-            target.copy_(shard.tensors[index][row])
-        return found
+        rows = [shard.tensors[index][row] for shard, row in places]
+        stacked = torch.stack([each.movedim(0, -1) if each.ndim == 3 else each for each in rows])
+        return _channels_last(stacked).to(self.dtype)
 
 
 class CachedData(LightningDataModule):
