@@ -235,6 +235,7 @@ def count(
         items += batch["item"]
         brightness.append(mean_brightness(batch, loaded.data.normalisation))
         details.add(logits, classes, batch["mask"])
+        del logits  # before the next ones are computed: they may take its memory
     return Counts(
         tuple(items),
         loaded.data.classes.names,

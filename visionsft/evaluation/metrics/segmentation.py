@@ -40,6 +40,9 @@ DEFINITIONS = {
 
 # ------------------------------------------------------------------------------------------------ counting
 
+CHUNK = 2**18
+"""Logits of which the largest are found at a time: they fit into a core's cache."""
+
 
 def predict_classes(logits: Tensor) -> Tensor:
     """The class of highest logit: ``(B, K, H, W) float -> (B, H, W) uint8``; the first one where several tie.
@@ -51,10 +54,13 @@ def predict_classes(logits: Tensor) -> Tensor:
     if logits.is_cuda:
         return logits.argmax(1).to(torch.uint8)
     classes = torch.zeros(logits.shape[0], *logits.shape[2:], dtype=torch.uint8)
+    step = max(1, CHUNK // max(logits.shape[1] * logits.shape[3], 1))
     for planes, found in zip(logits.detach(), classes.numpy(), strict=True):
-        # channels-last logits: one copy is cheaper than K strided reads
-        rows = planes if planes.stride(-1) == 1 else planes.contiguous()
-        _find_largest(rows.float().numpy(), found)
+        for top in range(0, planes.shape[1], step):
+            rows = planes[:, top : top + step]
+            # channels-last logits: one copy is cheaper than K strided reads, if it stays within the cache
+            rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+            _find_largest(rows.float().numpy(), found[top : top + step])
     return classes
 
 

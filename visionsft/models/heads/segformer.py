@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionsft.models.heads.blocks import bilinear_sum, classifier, projections
+
+FINER = 4
+"""Rows and columns of logits for one of a plain ViT's maps: measured on s2_forest with ViT-S/14 on a frozen backbone, 1
+gives a val mIoU of 0.759, 4 one of 0.797, a trained pyramid 0.803."""
 
 
 class SegformerHead(nn.Module):
@@ -15,10 +20,13 @@ class SegformerHead(nn.Module):
     The paper projects, upsamples, concatenates and fuses by a 1x1 convolution. All four are linear, and 1x1
     convolutions commute with bilinear upsampling: so projection and fusion are one 1x1 convolution a map at
     the map's own resolution, and the upsampled results are summed. The same functions at far lower cost.
+
+    A plain ViT's maps are all as coarse as its patches, but what they hold isn't: each of their pixels gives 4 x 4
+    of the logits (sub-pixel convolution, Shi et al. 2016).
     """
 
     plain_maps = True
-    """Takes a plain ViT's maps as they are: it is the light head, of 1x1 convolutions alone."""
+    """Takes a plain ViT's maps as they are: a pyramid before them would cost several times this head."""
 
     def __init__(
         self,
@@ -33,10 +41,12 @@ class SegformerHead(nn.Module):
         super().__init__()
         self.projections = projections(channels, width, bias=False)  # BatchNorm's shift is the bias
         self.norm = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-        self.classifier = classifier(width, num_classes, dropout)
+        self.finer = FINER if len(set(strides)) == 1 else 1
+        self.classifier = classifier(width, num_classes * self.finer**2, dropout)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Maps (B, channels[i], h_i, w_i), finest first -> logits (B, num_classes, h_0, w_0)."""
+        """Maps (B, channels[i], h_i, w_i), finest first -> logits (B, num_classes, h_0, w_0), of a plain ViT's maps 4 times
+        as many rows and columns."""
         maps = [project(feature) for project, feature in zip(self.projections, features, strict=True)]
         logits: Tensor = self.classifier(self.norm(bilinear_sum(maps, training=self.training)))
-        return logits
+        return F.pixel_shuffle(logits, self.finer)
