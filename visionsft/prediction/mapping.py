@@ -188,6 +188,7 @@ class ScenePredictor:
         with self.writer(path, source, grid, targets) as writer:
             for band in self.bands(source, grid, first=grid.rows.index(writer.rows)):
                 writer.add(band)
+                del band  # before the next one grows
             self.finish(source, writer, targets)
         return remark(source)
 

@@ -175,6 +175,8 @@ def blend_tiles(
             complete = blender.add(*tile.place, logits[:, : seen.height, : seen.width])
             if tile.place[0] >= first:
                 yield Piece(own, complete, tile.valid[: own.height, : own.width])
+            del tile, logits, complete  # before the next ones are there
+        del tiles
 
 
 def in_tiles(
@@ -216,8 +218,20 @@ def read_groups(
     source: Source, grid: Grid, groups: Iterable[Sequence[tuple[int, int]]]
 ) -> Iterator[list[Tile]]:
     """The tiles of each group of places, read ahead where that is faster."""
-    tiles = (read_tiles(source, grid, group) for group in groups)
+    tiles = _read_rows(source, grid, groups)
     return ahead(tiles) if source.waits else tiles
+
+
+def _read_rows(
+    source: Source, grid: Grid, groups: Iterable[Sequence[tuple[int, int]]]
+) -> Iterator[list[Tile]]:
+    """What the rows of tiles before a group have left in the heap is given back first."""
+    row = 0
+    for group in groups:
+        if group[0][0] != row:
+            row = group[0][0]
+            give_back_freed_memory()
+        yield read_tiles(source, grid, group)
 
 
 def first_tile(source: Source, grid: Grid) -> Tensor | None:
@@ -365,9 +379,9 @@ def row_bands(pieces: Iterable[Piece], layers: Sequence[Layer], *, width: int) -
                     window.row, {layer.name: np.empty((layer.count, *shape), np.uint8) for layer in layers}
                 )
             filling = worker.submit(_fill, band, piece, layers)
+            del piece  # its logits go once they are maps
             if window.col + window.width == width:
                 finished, band = band, None
-                give_back_freed_memory()
         if filling is not None:
             filling.result()
         if finished is not None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from visionsft.models.heads.blocks import bilinear_sum, classifier, projections
 
 FINER = 4
-"""Rows and columns of logits for one of a plain ViT's maps: measured on s2_forest with ViT-S/14 on a frozen backbone, 1
-gives a val mIoU of 0.759, 4 one of 0.797, a trained pyramid 0.803."""
+"""Rows and columns of logits for one of a plain ViT's maps. Measured with a frozen ViT-S/14: on s2_forest 1, 2 and 4 give
+a val mIoU of 0.759, 0.788 and 0.797, a trained pyramid 0.803; on CamVid 4 gives 0.592, the pyramid 0.628."""
 
 
 class SegformerHead(nn.Module):
@@ -45,8 +45,8 @@ class SegformerHead(nn.Module):
         self.classifier = classifier(width, num_classes * self.finer**2, dropout)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Maps (B, channels[i], h_i, w_i), finest first -> logits (B, num_classes, h_0, w_0), of a plain ViT's maps 4 times
-        as many rows and columns."""
+        """Maps (B, channels[i], h_i, w_i), finest first -> logits (B, num_classes, h_0, w_0); of a plain ViT's maps 4
+        times as many rows and columns."""
         maps = [project(feature) for project, feature in zip(self.projections, features, strict=True)]
         logits: Tensor = self.classifier(self.norm(bilinear_sum(maps, training=self.training)))
         return F.pixel_shuffle(logits, self.finer)
