@@ -185,6 +185,20 @@ def test_extreme_logits_give_finite_gradients(factor: float) -> None:
     assert torch.isfinite(extreme.grad).all()
 
 
+@pytest.mark.parametrize("factor", [1.0, 10.0])
+def test_far_apart_logits_are_shifted_pixel_by_pixel(factor: float) -> None:
+    logits, mask, upsampling = case()
+    mask[0, 0, 0] = 1
+    wide = (logits.detach() * factor).requires_grad_()
+    spread = float(wide.detach().max() - wide.detach().min())
+    assert (spread < cross_entropy.NARROW) == (factor == 1)
+    ours = build({"name": "cross_entropy"}).of_coarse(wide, upsampling, mask)
+    theirs = F.cross_entropy(upsampling(wide), mask, ignore_index=255)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    mine, other = (torch.autograd.grad(loss, wide)[0] for loss in (ours, theirs))
+    torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_no_number_stays_none(value: float) -> None:
     logits, mask, upsampling = case(ignored=0)

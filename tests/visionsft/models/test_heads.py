@@ -170,6 +170,18 @@ def test_segformer_equals_smp(training: bool) -> None:
     torch.testing.assert_close(ours(maps), theirs([image, image[:, :0], *maps]), rtol=1e-5, atol=1e-5)
 
 
+def test_segformer_draws_finer_logits_from_each_patch_of_a_plain_vit() -> None:
+    torch.manual_seed(0)
+    head = SegformerHead((12, 12), (16, 16), CLASSES, width=10).eval()
+    maps = [torch.randn(1, 12, 3, 5) for _ in range(2)]
+    before = head(maps)
+    assert before.shape == (1, CLASSES, 12, 20)
+    maps[1][:, :, 1, 2] += 1
+    changed = (head(maps) != before).any(1)[0]
+    assert changed[4:8, 8:12].all()
+    assert changed.sum() == 16
+
+
 def test_fpn_pyramid_equals_smp() -> None:
     """smp's top-down path; what follows differs on purpose: smp smooths every level, we the finest only."""
     torch.manual_seed(0)

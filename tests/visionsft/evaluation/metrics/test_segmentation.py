@@ -18,6 +18,7 @@ from visionsft.evaluation.metrics import (
     confusion_matrix,
     mean_iou,
     predict_classes,
+    segmentation,
     summarise,
 )
 
@@ -112,7 +113,11 @@ def test_values_outside_the_classes_are_refused() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_predicted_classes_are_argmax(dtype: torch.dtype, layout: torch.memory_format) -> None:
+@pytest.mark.parametrize("chunk", [1, 1000, segmentation.CHUNK])
+def test_predicted_classes_are_argmax(
+    dtype: torch.dtype, layout: torch.memory_format, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmentation, "CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 7, 20, 31, generator=generator).to(dtype).contiguous(memory_format=layout)
     logits[:, :, :4] = 0.0  # ties: the first class
