@@ -35,9 +35,8 @@ from visionsft.prediction.inputs import stem
 from visionsft.prediction.merging import Iou, Merging
 from visionsft.prediction.objectfiles import corners, open_coco, open_objects, write_coco
 from visionsft.prediction.objectviews import ViewsDetector
-from visionsft.prediction.scenes import SceneSource, ahead
+from visionsft.prediction.scenes import CACHE_BYTES, SceneSource, ahead
 from visionsft.prediction.slicing import (
-    CACHE_BYTES,
     SIDE,
     Detector,
     SceneDetections,

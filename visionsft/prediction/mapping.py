@@ -29,6 +29,7 @@ from visionsft.prediction.blending import Grid
 from visionsft.prediction.inputs import stem
 from visionsft.prediction.maps import MapWriter, legends
 from visionsft.prediction.scenes import (
+    CACHE_BYTES,
     LAYERS,
     Band,
     SceneSource,
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 LayerName = Literal["classes", "probability", "confidence", "entropy"]
 SHOWN = 2048
 """Longer side of an overlay, in pixels, at most."""
-CACHE_BYTES = 64 * 2**20
-"""GDAL's, for the blocks that neighbouring tiles share."""
 CHOICE_PIXELS = 8 * 1024 * 1024
 """Of a scene from which on trying all backends pays."""
 

@@ -34,6 +34,9 @@ operation by operation, for the cores that the model is using."""
 FULL = 254
 """Stands for 1.0 in maps of probabilities, confidence and entropy; 255 is nodata."""
 
+CACHE_BYTES = 128 * 2**20
+"""GDAL's, for the blocks that neighbouring tiles share: all those of a tile (measured: 64 MB read a tenth slower)."""
+
 Item = TypeVar("Item")
 Run = Callable[[Tensor], Tensor]
 """image (B, C, H, W) float32, normalised -> logits (B, K, H, W)."""

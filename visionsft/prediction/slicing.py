@@ -28,13 +28,19 @@ from visionsft.errors import ConfigError
 from visionsft.models.detections import Detections
 from visionsft.prediction.blending import Grid
 from visionsft.prediction.merging import Merging, Parts, find_cuts, merge_tiles
-from visionsft.prediction.scenes import ArraySource, SceneSource, Source, Tile, read_groups, read_tiles
+from visionsft.prediction.scenes import (
+    CACHE_BYTES,
+    ArraySource,
+    SceneSource,
+    Source,
+    Tile,
+    read_groups,
+    read_tiles,
+)
 from visionsft.prediction.tiling import batch_size, lay_tiles
 
 SIDE, OVERLAP = 2688 + 128, 128
 """Of tiles, in pixels, where nothing else is said."""
-CACHE_BYTES = 64 * 2**20
-"""GDAL's, for the blocks that neighbouring tiles share."""
 REQUIRED = ("boxes", "scores", "labels")
 """Fields that all detections have."""
 INSIDE = 0.5
