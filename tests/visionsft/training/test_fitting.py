@@ -20,6 +20,7 @@ import torch
 from visionsft import build
 from visionsft.config import Config
 from visionsft.errors import ConfigError, RunError, TrainingError
+from visionsft.evaluation.answers import infer
 from visionsft.loading import dump_config
 from visionsft.runs import Run
 from visionsft.splitting import split
@@ -171,6 +172,16 @@ def test_a_run_is_loaded_to_where_it_was_trained(
     monkeypatch.setattr(build, "choose_device", lambda config: torch.device("meta"))  # stands for a GPU
     assert {p.device.type for p in load_run(run).model.parameters()} == {"meta"}
     assert {p.device.type for p in load_model(run).parameters()} == {"cpu"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_trains_resumes_and_answers_as_the_cpu(make: Make, values: dict[str, Any]) -> None:
+    fit(make(values, trainer={"epochs": 1, "accelerator": "auto"}))
+    run = fit(make(values, trainer={"epochs": 2, "accelerator": "auto"}), resume=True)
+    image = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    here, there = (infer(load_run(run, device=device), image).cpu() for device in (torch.device("cpu"), None))
+    assert next(load_run(run).model.parameters()).is_cuda
+    torch.testing.assert_close(there, here, atol=1e-2, rtol=1e-2)  # cuDNN computes in TF32
 
 
 def test_the_average_is_what_is_loaded(make: Make, values: dict[str, Any]) -> None:
