@@ -7,9 +7,14 @@ third of the time that a detector takes for a tile of 2816 x 2816 pixels.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+SPARE = 64 * 2**20
+"""Bytes by which a process may grow over what it is after a scene's first row of tiles."""
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
 _mallopt, _malloc_trim = (
@@ -43,10 +48,27 @@ def keeping_freed_memory() -> Iterator[None]:
             _set(_MMAP_MAX, 2**16)
 
 
-def give_back_freed_memory() -> None:
-    """What is kept, at once: blocks that others cut up can't be used again, and would add up."""
-    if _malloc_trim is not None:
+def limit_growth(usual: int | None) -> int:
+    """Gives back what is kept if the process is larger than `usual`, in bytes, by more than SPARE.
+
+    Blocks that others cut up can't be used again, and would add up. Given back each time, all of them would be taken
+    anew: a thirtieth of a detector's time. usual: None at the first call; what it returns is for the next ones.
+    """
+    now = _resident()
+    if usual is None:
+        return now
+    if now > usual + SPARE and _malloc_trim is not None:
         _malloc_trim(0)
+    return usual
+
+
+def _resident() -> int:
+    """Bytes of this process in memory; 0 where the system doesn't say."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * mmap.PAGESIZE
 
 
 def _set(option: int, value: int) -> None:

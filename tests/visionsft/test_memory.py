@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from visionsft import memory
@@ -32,11 +34,29 @@ def test_training_keeps_it_through_its_validations(settings: dict[int, int]) -> 
     assert settings[memory._MMAP_MAX] == 0
 
 
+def test_only_what_has_grown_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(memory, "_malloc_trim", given.append)
+    sizes = iter([1000, 1000 + memory.SPARE, 1001 + memory.SPARE, 900])
+    monkeypatch.setattr(memory, "_resident", lambda: next(sizes))
+    usual = None
+    for expected in (0, 0, 1, 1):
+        usual = memory.limit_growth(usual)
+        assert (usual, len(given)) == (1000, expected)
+
+
+def test_the_size_of_a_process_is_known_on_linux() -> None:
+    before = memory._resident()
+    block = bytearray(b"1") * 2**26
+    assert memory._resident() >= before + 2**25 * (sys.platform == "linux")
+    del block
+
+
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_mallopt", None)
     monkeypatch.setattr(memory, "_malloc_trim", None)
     monkeypatch.setattr(memory, "_kept", False)
     memory.keep_freed_memory()
-    memory.give_back_freed_memory()
+    assert memory.limit_growth(1) == 1
     with memory.keeping_freed_memory():
         pass

@@ -25,7 +25,7 @@ from datamodules.raster import Grid as Ground
 from datamodules.raster import Pool, read_resampled, read_window
 from datamodules.scenes import Scene
 from visionsft.evaluation.metrics import predict_classes
-from visionsft.memory import give_back_freed_memory
+from visionsft.memory import limit_growth
 from visionsft.prediction.blending import Blender, Grid
 
 CHUNK = 32_000
@@ -228,12 +228,11 @@ def read_groups(
 def _read_rows(
     source: Source, grid: Grid, groups: Iterable[Sequence[tuple[int, int]]]
 ) -> Iterator[list[Tile]]:
-    """What the rows of tiles before a group have left in the heap is given back first."""
-    row = 0
+    """Between rows of tiles the process is kept from growing."""
+    row, usual = 0, None
     for group in groups:
         if group[0][0] != row:
-            row = group[0][0]
-            give_back_freed_memory()
+            row, usual = group[0][0], limit_growth(usual)
         yield read_tiles(source, grid, group)
 
 
