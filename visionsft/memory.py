@@ -52,7 +52,7 @@ def limit_growth(usual: int | None) -> int:
     """Gives back what is kept if the process is larger than `usual`, in bytes, by more than SPARE.
 
     Blocks that others cut up can't be used again, and would add up. Given back each time, all of them would be taken
-    anew: a thirtieth of a detector's time. usual: None at the first call; what it returns is for the next ones.
+    anew: a twentieth of a detector's time. usual: None at the first call; what it returns is for the next ones.
     """
     now = _resident()
     if usual is None:

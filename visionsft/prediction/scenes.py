@@ -229,10 +229,12 @@ def _read_rows(
     source: Source, grid: Grid, groups: Iterable[Sequence[tuple[int, int]]]
 ) -> Iterator[list[Tile]]:
     """Between rows of tiles the process is kept from growing."""
-    row, usual = 0, None
+    row: int | None = None
+    usual: int | None = None
     for group in groups:
-        if group[0][0] != row:
-            row, usual = group[0][0], limit_growth(usual)
+        if row not in (None, group[0][0]):
+            usual = limit_growth(usual)
+        row = group[0][0]
         yield read_tiles(source, grid, group)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from datamodules.batch import Window
+from visionsft.prediction import scenes
 from visionsft.prediction.blending import plan_grid
 from visionsft.prediction.scenes import FULL, ArraySource, ahead, blend_tiles, make_layers, row_bands
 
@@ -144,6 +145,20 @@ def test_pieces_are_where_the_model_is_those_without_measurement_too() -> None:
     grid = plan_grid((90, 60), size=20, overlap=8)
     pieces = blend_tiles(source, lambda image: image.to("meta"), grid, num_classes=3, device="meta")
     assert {piece.logits.device.type for piece in pieces} == {"meta"}
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_what_is_usual_is_seen_after_the_first_row_of_tiles(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(scenes, "limit_growth", lambda usual: seen.append((len(tiles), usual)) or 7)
+    grid = plan_grid((90, 40), size=20, overlap=8)
+    tiles: list[object] = []
+    groups = ([place] for place in grid if place[0] >= first)
+    for group in scenes.read_groups(make_source(90, 40), grid, groups):
+        tiles += group
+    wide = grid.cols.count
+    rows = range(1, grid.rows.count - first)
+    assert seen == [(wide * row, None if row == 1 else 7) for row in rows]
 
 
 def test_no_rows_left_cost_nothing() -> None:
