@@ -81,7 +81,7 @@ def main() -> None:
             found = measure(name, weights, size, CASES[label], strategy, data, rounds=rounds)
             for key, value in found.items():
                 results[key].setdefault(name, {})[label] = round(value, 3)
-            print(f"{name:<26}{label:<16}{found}", flush=True)
+            print(f"{name:<26}{label:<21}{found}", flush=True)
     facts = {
         **results, "samples": samples, "batch": BATCH, "sizes": {name: MODELS[name][0] for name in options.models},
         "precision": resolve("auto"), "threads": torch.get_num_threads(),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from visionsft.errors import RunError
 from visionsft.memory import keeping_freed_memory
+
+T = TypeVar("T")
 
 _REASON = "its training has diverged, or the checkpoint is damaged"
 
@@ -19,11 +24,7 @@ def compute_logits(
 
     precision: the number type of autocast; None: float32 throughout.
     """
-    device = next(model.parameters()).device
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    with keeping_freed_memory(), torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-        logits: Tensor = model(image.to(device).contiguous(memory_format=layout))
-    return check_numbers(logits)
+    return check_numbers(run_model(model, model, image, precision=precision, channels_last=channels_last))
 
 
 @torch.no_grad()
@@ -31,11 +32,23 @@ def compute_maps(
     backbone: nn.Module, image: Tensor, *, precision: torch.dtype | None, channels_last: bool
 ) -> list[Tensor]:
     """image: (B, C, H, W) float32, normalised -> the backbone's maps (B, C', h, w) float32, on its device."""
-    device = next(backbone.parameters()).device
+    maps = run_model(backbone, backbone, image, precision=precision, channels_last=channels_last)
+    return [each.float() for each in maps]
+
+
+def run_model(
+    call: Callable[[Tensor], T],
+    model: nn.Module,
+    image: Tensor,
+    *,
+    precision: torch.dtype | None,
+    channels_last: bool,
+) -> T:
+    """What `call`, which is `model` or one of its methods, gives for image (B, C, H, W) where the model is."""
+    device = next(model.parameters()).device
     layout = torch.channels_last if channels_last else torch.contiguous_format
     with keeping_freed_memory(), torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-        maps = backbone(image.to(device).contiguous(memory_format=layout))
-    return [each.float() for each in maps]
+        return call(image.to(device).contiguous(memory_format=layout))
 
 
 def check_numbers(logits: Tensor) -> Tensor:

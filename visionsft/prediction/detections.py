@@ -26,9 +26,8 @@ from datamodules.raster import LONLAT
 from visionsft.errors import ConfigError
 from visionsft.evaluation.operating import AppliedPoint
 from visionsft.files import atomic_path
-from visionsft.memory import keeping_freed_memory
 from visionsft.models.detections import Detections
-from visionsft.models.inference import check_weights
+from visionsft.models.inference import check_weights, run_model
 from visionsft.models.model import FeatureExtractor
 from visionsft.models.views import View, list_views
 from visionsft.prediction.inputs import stem
@@ -111,15 +110,10 @@ class RunDetector:
         What is found comes back in main memory.
         """
         loaded = self._loaded
-        device = next(loaded.model.parameters()).device
-        layout = torch.channels_last if loaded.channels_last else torch.contiguous_format
-        with (
-            keeping_freed_memory(),
-            torch.autocast(device.type, dtype=loaded.precision, enabled=loaded.precision is not None),
-        ):
-            found: list[Detections] = loaded.model.detect(  # type: ignore[operator]
-                image.to(device).contiguous(memory_format=layout), sizes
-            )
+        found: list[Detections] = run_model(
+            lambda image: loaded.model.detect(image, sizes),
+            loaded.model, image, precision=loaded.precision, channels_last=loaded.channels_last,
+        )  # fmt: skip
         return [each.cpu() for each in found]
 
 

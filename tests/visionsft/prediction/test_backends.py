@@ -195,6 +195,17 @@ def test_a_model_off_the_cpu_is_left_to_pytorch() -> None:
     assert (backend.name, text) == ("torch", "backend: torch, as the model is on meta")
 
 
+def test_other_runtimes_take_the_model_to_the_cpu() -> None:
+    class Elsewhere(torch.nn.Linear):
+        def cpu(self) -> Elsewhere:
+            self.to_empty(device="cpu").reset_parameters()  # what is on "meta" has no numbers to bring along
+            return self
+
+    loaded = SimpleNamespace(model=Elsewhere(1, 1, device="meta"))
+    create_backend(loaded, "onnxruntime")  # type: ignore[arg-type]
+    assert {values.device.type for values in loaded.model.parameters()} == {"cpu"}
+
+
 def test_output_that_is_not_a_number() -> None:
     with pytest.raises(RunError, match="output is not a number"):
         create_backend(load("test_resnet"), "torch")(images(1, 3, 32, 32) * torch.nan)
