@@ -128,7 +128,7 @@ def measure_speed(scene: Path, folder: Path, backend: str, head: str, *, rounds:
     run, tile = create_backend(predictor.loaded, backend), first_tile(source, grid)
     assert tile is not None
     predictor._backend = run  # converted once, for both
-    for _ in range(2):
+    for _ in range(6):  # the first ones take the memory that all later ones use again
         run(tile)
     bound, ours, cores = [], [], []
     for _ in range(rounds):

@@ -351,18 +351,26 @@ def _check_stacks(first: Header, other: Header) -> None:
 
 
 def read_window(
-    file: DatasetReader, window: Window, *, bands: Sequence[int], nodata: float | None, masked: bool
+    file: DatasetReader,
+    window: Window,
+    *,
+    bands: Sequence[int],
+    nodata: float | None,
+    masked: bool,
+    out: np.ndarray | None = None,
 ) -> Raster:
     """Pixels of a window, which may reach beyond the file's edges; what lies outside is 0 and invalid.
 
     bands: rasterio's numbers; nodata: in these bands; masked: look at the alpha band or mask as well.
+    out: (C, H, W) of the file's type, to hold the values of a window that lies inside; default: memory that the
+    system gets back.
     """
     inside = _clip(window, file.height, file.width)
     shape = (window.height, window.width)
     if inside is None:
         values, valid = np.zeros((len(bands), *shape), file.dtypes[bands[0] - 1]), np.zeros(shape, bool)
     else:
-        values, valid = _read(file, inside, bands, nodata, masked)
+        values, valid = _read(file, inside, bands, nodata, masked, out=out if inside == window else None)
         if inside != window:
             top, left = inside.row - window.row, inside.col - window.col
             margins = (
@@ -431,6 +439,7 @@ def _read(
     nodata: float | None,
     masked: bool,
     shape: tuple[int, ...] | None = None,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """values (C, H, W), valid (H, W) of a window inside the file, perhaps decimated to a shape."""
     area = windows.Window(window.col, window.row, window.width, window.height)
@@ -438,7 +447,8 @@ def _read(
     size = shape or (window.height, window.width)
 
     def read() -> tuple[np.ndarray, np.ndarray]:
-        values = file.read(list(bands), window=area, out=_allocate((len(bands), *size), _dtype(file, bands)))
+        place = _allocate((len(bands), *size), _dtype(file, bands)) if out is None else out
+        values = file.read(list(bands), window=area, out=place)
         valid = is_measured(values, nodata)
         if masked:
             valid &= file.dataset_mask(window=area, out_shape=size) > 0

@@ -54,7 +54,9 @@ class SegmentationModel(nn.Module):
         if self.training:
             return self.upsampling(logits, image)(logits)
         height, width = image.shape[-2:]
-        return F.interpolate(logits.float(), self._covered(image), mode="bilinear")[..., :height, :width]
+        # class by class: a third of the time of channels-last on a CPU, and what finds the largest needs it so
+        logits = logits.float().contiguous()
+        return F.interpolate(logits, self._covered(image), mode="bilinear")[..., :height, :width]
 
     def upsampling(self, logits: Tensor, image: Tensor) -> Upsampling:
         """`upsample`, as the matrices that training takes."""

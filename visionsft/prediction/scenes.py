@@ -82,7 +82,9 @@ class SceneSource:
     def read(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         scene, file = self.scene, self._pool.file(self.scene.header.path)
         options = {"bands": scene.bands, "nodata": scene.nodata, "masked": scene.header.masked}
-        own = read_window(file, window, **options)  # type: ignore[arg-type]
+        # the heap has room that the model needs only later; pages new from the system cost a twentieth of a tile
+        room = np.empty((len(scene.bands), window.height, window.width), scene.header.dtype)
+        own = read_window(file, window, **options, out=room)  # type: ignore[arg-type]
         if scene.grid is scene.header.grid or not own.valid.any():
             return self.normalisation(own.values, own.valid), own.valid
         # a grid of its own for each tile, so that tile and window share their upper left corner
