@@ -21,7 +21,7 @@ class _Convolve(torch.autograd.Function):
     """conv2d in the input's dtype with a float32 backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor | None, layer: _Depthwise) -> Tensor:
+    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor | None, layer: Depthwise) -> Tensor:
         ctx.save_for_backward(image, weight)
         ctx.layer, ctx.has_bias = layer, bias is not None
         return F.conv2d(image, weight, bias, layer.stride, layer.zeros, layer.dilation, layer.groups)
@@ -30,7 +30,7 @@ class _Convolve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         image, weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        layer: _Depthwise = ctx.layer  # type: ignore[attr-defined]
+        layer: Depthwise = ctx.layer  # type: ignore[attr-defined]
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias)  # type: ignore[attr-defined]
         found = torch.ops.aten.convolution_backward(
             gradient.float(), image.float(), weight.float(), [layer.groups] if wanted[2] else None,
@@ -39,7 +39,7 @@ class _Convolve(torch.autograd.Function):
         return *(None if g is None else g.to(gradient.dtype) for g in found), None
 
 
-class _Depthwise(nn.Conv2d):
+class Depthwise(nn.Conv2d):
     """An nn.Conv2d (or timm's Conv2dSame) that `accelerate_depthwise` has changed; the parameters are the same."""
 
     same: bool
@@ -64,8 +64,8 @@ def accelerate_depthwise(model: nn.Module) -> int:
     for module in model.modules():
         if type(module) in (nn.Conv2d, Conv2dSame) and _is_depthwise(module):
             same = isinstance(module, Conv2dSame)
-            module.__class__ = _Depthwise
-            assert isinstance(module, _Depthwise)
+            module.__class__ = Depthwise
+            assert isinstance(module, Depthwise)
             module.same = same
             module.zeros = (0, 0) if same else tuple(map(int, module.padding))
             changed += 1

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from scene_prediction import as_loaded
 
 from backbones import accelerate_depthwise, create_backbone
 from datamodules import Batch, Item, Normalisation
@@ -35,7 +36,7 @@ from visionsft.evaluation.details import Details
 from visionsft.evaluation.evaluating import GALLERY, Worst, count
 from visionsft.evaluation.metrics import predict_classes
 from visionsft.models import create_model
-from visionsft.training.precision import DTYPES, resolve
+from visionsft.training.precision import resolve
 
 NAME, CLASSES, SIZE, BATCH = "tf_efficientnet_lite0", 11, (360, 480), 4
 SAMPLES, SAMPLE_CLASSES, RESAMPLES = 5000, 20, 2000
@@ -122,10 +123,7 @@ def build_loaded() -> Any:
         normalisation=Normalisation((127.5,) * 3, (127.5,) * 3),
         classes=SimpleNamespace(names=tuple(str(k) for k in range(CLASSES))),
     )
-    views = {"scales": (1.0,), "symmetry": "none"}
-    return SimpleNamespace(
-        model=model, precision=DTYPES[resolve("auto")], channels_last=True, views=views, data=data
-    )
+    return as_loaded(model, data)
 
 
 def make_batch(seed: int) -> Batch:

@@ -46,6 +46,16 @@ def test_window_beyond_the_edges_equals_gdals_boundless_read(tmp_path, write_ras
     assert raster.values.dtype == np.uint16
 
 
+def test_values_go_where_they_are_wanted(tmp_path, write_raster, values):
+    file = Pool().file(str(write_raster(tmp_path / "a.tif", values)))
+    room = np.zeros((3, 10, 20), np.uint16)
+    inside = read_window(file, Window(5, 6, 10, 20), bands=(1, 2, 3), nodata=None, masked=False, out=room)
+    assert inside.values is room
+    np.testing.assert_array_equal(room, values[:, 5:15, 6:26])
+    beyond = read_window(file, Window(35, 40, 10, 20), bands=(1, 2, 3), nodata=None, masked=False, out=room)
+    np.testing.assert_array_equal(beyond.values[:, :5, :10], values[:, 35:, 40:])
+
+
 def test_window_outside_is_all_invalid(tmp_path, write_raster, values):
     raster = read(write_raster(tmp_path / "a.tif", values), Window(100, 100, 5, 6))
     assert raster.values.shape == (3, 5, 6)

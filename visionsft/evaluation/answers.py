@@ -23,7 +23,6 @@ from datamodules import GeoTiffDataModule, Normalisation
 from datamodules.batch import Batch, Item, Window
 from datamodules.datasets import EvaluationDataset
 from datamodules.scenes import SceneReader
-from visionsft.models.inference import compute_logits
 from visionsft.models.views import average_views
 
 if TYPE_CHECKING:
@@ -36,10 +35,7 @@ def infer(loaded: LoadedRun, image: Tensor) -> Tensor:
 
     With the run's `inference` views, if it has any: a split is scored as new files are predicted.
     """
-    compute = partial(
-        compute_logits, loaded.model, precision=loaded.precision, channels_last=loaded.channels_last
-    )
-    return average_views(compute, image, **loaded.views)
+    return average_views(loaded.logits, image, **loaded.views)
 
 
 def answers(
@@ -104,8 +100,7 @@ def _blended(
     from visionsft.prediction.tiling import batch_size, fitting, plan_tiles
 
     model, data, tiles = loaded.model, loaded.data, loaded.tiles
-    compute = partial(compute_logits, model, precision=loaded.precision, channels_last=loaded.channels_last)
-    run = partial(average_views, fitting(compute, model, data), **loaded.views)
+    run = partial(average_views, fitting(loaded.logits, model, data), **loaded.views)
     reader = SceneReader(cast(SceneReader, dataset.reader).scenes)  # of the thread that reads tiles
     first = 0
     for region, count in regions:

@@ -10,7 +10,6 @@ import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +64,6 @@ from visionsft.evaluation.pictures import confusion_figure, display, picture_she
 from visionsft.evaluation.slices import Metadata, Slices, choose_kinds
 from visionsft.evaluation.temperature import read_temperature
 from visionsft.files import atomic_path, write_text
-from visionsft.models.inference import compute_logits
 from visionsft.models.views import average_labels
 from visionsft.runs import Checkpoint, Run
 
@@ -293,11 +291,8 @@ def classify(loaded: LoadedRun, image: Tensor, *, temperature: float = 1.0) -> N
 
     temperature: divides the logits (of several views: the logits of their mean probabilities).
     """
-    compute = partial(
-        compute_logits, loaded.model, precision=loaded.precision, channels_last=loaded.channels_last
-    )
     several = is_multi_label(loaded)
-    found: NDArray[np.float32] = average_labels(compute, image, **loaded.views, multi_label=several).cpu().numpy()
+    found: NDArray[np.float32] = average_labels(loaded.logits, image, **loaded.views, multi_label=several).cpu().numpy()
     return found if temperature == 1 else temper(found, temperature, several=several)
 
 

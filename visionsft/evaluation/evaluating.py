@@ -225,13 +225,15 @@ def count(
 ) -> Counts:
     """One pass over batches and their logits: a confusion matrix a sample, its `details`, and the `worst` maps."""
     items: list[Item] = []
-    confusions: list[Tensor] = []
+    confusions: list[NDArray[np.int64]] = []
     brightness: list[NDArray[np.float64]] = []
     for batch, logits in answered:
         classes = predict_classes(logits).cpu()
-        for prediction, mask in zip(classes, batch["mask"], strict=True):
-            confusions.append(confusion_matrix(prediction, mask, details.num_classes))
-            worst.add(len(confusions) - 1, confusions[-1].numpy(), prediction.numpy())
+        pairs = zip(classes, batch["mask"], strict=True)
+        found = torch.stack([confusion_matrix(*pair, details.num_classes) for pair in pairs]).numpy()
+        for index, (score, prediction) in enumerate(zip(mean_iou(found).tolist(), classes.numpy(), strict=True)):
+            worst.add(len(items) + index, score, prediction)
+        confusions.append(found)
         items += batch["item"]
         brightness.append(mean_brightness(batch, loaded.data.normalisation))
         details.add(logits, classes, batch["mask"])
@@ -239,7 +241,7 @@ def count(
     return Counts(
         tuple(items),
         loaded.data.classes.names,
-        torch.stack(confusions).numpy(),
+        np.concatenate(confusions),
         np.concatenate(brightness),
     )
 
@@ -252,9 +254,8 @@ class Worst:
         self._heap: list[tuple[float, int, NDArray[np.uint8]]] = []
         """(-score, -index, map): the best of them first."""
 
-    def add(self, index: int, confusion: NDArray[np.int64], prediction: NDArray[np.uint8]) -> None:
-        """confusion: (K, K); prediction: (H, W), copied if it is kept."""
-        score = float(mean_iou(confusion))
+    def add(self, index: int, score: float, prediction: NDArray[np.uint8]) -> None:
+        """score: mean IoU; prediction: (H, W), copied if it is kept."""
         if math.isnan(score):
             return
         if len(self._heap) < self.size:

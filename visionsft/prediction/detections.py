@@ -27,7 +27,7 @@ from visionsft.errors import ConfigError
 from visionsft.evaluation.operating import AppliedPoint
 from visionsft.files import atomic_path
 from visionsft.models.detections import Detections
-from visionsft.models.inference import check_weights, run_model
+from visionsft.models.inference import run_model
 from visionsft.models.model import FeatureExtractor
 from visionsft.models.views import View, list_views
 from visionsft.prediction.inputs import stem
@@ -101,8 +101,8 @@ class RunDetector:
     """The detector of a run, in the precision and memory format of its training; see `slicing.Detector`."""
 
     def __init__(self, loaded: LoadedRun) -> None:
-        check_weights(loaded.model)  # a detector whose scores are nan finds nothing, and says nothing
         self._loaded = loaded
+        self._model = loaded.folded
 
     def detect(self, image: Tensor, sizes: list[tuple[int, int]]) -> list[Detections]:
         """image: (B, C, H, W) float32, normalised; sizes: (height, width) of each without its padding.
@@ -111,8 +111,8 @@ class RunDetector:
         """
         loaded = self._loaded
         found: list[Detections] = run_model(
-            lambda image: loaded.model.detect(image, sizes),
-            loaded.model, image, precision=loaded.precision, channels_last=loaded.channels_last,
+            lambda image: self._model.detect(image, sizes),
+            self._model, image, precision=loaded.precision, channels_last=loaded.channels_last,
         )  # fmt: skip
         return [each.cpu() for each in found]
 

@@ -27,7 +27,6 @@ from datamodules import (
 from datamodules.batch import IGNORE
 from visionsft.errors import RunError
 from visionsft.evaluation.detecting import detections_of
-from visionsft.models.inference import compute_logits
 from visionsft.preparation.confident import (
     NONE,
     Thresholds,
@@ -130,9 +129,7 @@ def _batches(
             continue
         loader = data.evaluation_loader(split)
         for batch in progress(loader, f"judging {split}", len(loader)):
-            logits = compute_logits(
-                loaded.model, batch["image"], precision=loaded.precision, channels_last=loaded.channels_last
-            ).float()
+            logits = loaded.logits(batch["image"]).float()
             probabilities = torch.sigmoid(logits) if several else torch.softmax(logits, dim=1)
             yield batch, probabilities.cpu().numpy()
 

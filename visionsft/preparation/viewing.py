@@ -18,7 +18,6 @@ from datamodules import ClassificationDataModule, DetectionDataModule
 from datamodules.raster import Grid
 from visionsft.config import ClassificationConfig
 from visionsft.errors import ConfigError
-from visionsft.models.inference import compute_logits
 from visionsft.prediction.detections import RunDetector
 from visionsft.prediction.scenes import ahead
 from visionsft.prediction.tiling import size_limit
@@ -73,7 +72,7 @@ class Viewer:
     def view(self, images: Iterable[Image]) -> Views:
         """All images, a few at a time, in their order; each has a valid pixel."""
         views = Views()
-        hook = self.loaded.model.backbone.register_forward_hook(lambda _, __, maps: self._maps.extend(maps[-1:]))
+        hook = self.loaded.folded.backbone.register_forward_hook(lambda _, __, maps: self._maps.extend(maps[-1:]))
         try:
             for some in ahead(in_batches(images, self.loaded.data.eval_batch_size)):
                 doubts = self._ask(some)
@@ -96,9 +95,7 @@ class Viewer:
             found = self._detector.detect(pixels, [size] * len(images))
             rows = [(each.scores.float().cpu().numpy(), each.labels.cpu().numpy()) for each in found]
             return [doubt_objects(*row, classes=classes) for row in rows]
-        logits = compute_logits(
-            loaded.model, pixels, precision=loaded.precision, channels_last=loaded.channels_last
-        ).float()
+        logits = loaded.logits(pixels).float()
         if isinstance(loaded.data, ClassificationDataModule):
             assert isinstance(loaded.config, ClassificationConfig)
             several = loaded.config.task.multi_label

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from visionsft.evaluation.detection_counts import DetectionCounts
 from visionsft.evaluation.metrics import summarise
 from visionsft.evaluation.metrics.boxes import ImageBoxes
 from visionsft.models.detections import Detections
+from visionsft.models.inference import compute_logits
 from visionsft.runs import Run
 
 WriteRun = Callable[..., Run]
@@ -113,11 +115,11 @@ def mirror_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         run = Run.create(config)
         run.checkpoints.mkdir()
         torch.save({}, run.checkpoints / "best.ckpt")
+        model = Mirror().eval()
         loaded = SimpleNamespace(
-            model=Mirror().eval(),
+            model=model,
             data=Batches(names, splits),
-            precision=None,
-            channels_last=False,
+            logits=partial(compute_logits, model, precision=None, channels_last=False),
             views={"scales": (1.0,), "symmetry": "none"},
         )
         loading = SimpleNamespace(load_run=lambda run, checkpoint: loaded)

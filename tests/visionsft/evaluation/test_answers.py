@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from datamodules import ClassSpec, GeoTiffDataModule
 from visionsft.evaluation.answers import answers, infer
+from visionsft.models.inference import compute_logits
 
 PLACE = from_origin(500_000, 5_500_000, 10, 10)
 
@@ -57,8 +59,9 @@ def make_loaded(root: Path, sizes: dict[str, tuple[int, int]], *, tile: int | No
         classes=[ClassSpec("a", (0,)), ClassSpec("b", (1,))], normalise="data", batch_size=3,
     )  # fmt: skip
     data.setup("test")
+    model = Blur().eval()
     return SimpleNamespace(
-        model=Blur().eval(), data=data, precision=None, channels_last=False,
+        model=model, data=data, logits=partial(compute_logits, model, precision=None, channels_last=False),
         views={"scales": (1.0,), "symmetry": "none"}, tiles={"tile": tile, "overlap": None},
     )  # fmt: skip
 

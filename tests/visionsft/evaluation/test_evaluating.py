@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from visionsft.evaluation import evaluate, load_counts
 from visionsft.evaluation.metrics import mean_iou
 from visionsft.evaluation.operating import describe_owner
 from visionsft.evaluation.temperature import Temperature, store_temperature
+from visionsft.models.inference import compute_logits
 from visionsft.runs import Run
 
 GREYS = (40, 128, 216)
@@ -105,9 +107,8 @@ def run(frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def load_run(run: Run, checkpoint: str) -> SimpleNamespace:
         model = NearestGrey().eval()
-        return SimpleNamespace(
-            model=model, data=make_data(frames), precision=None, channels_last=True, views=VIEWS
-        )
+        logits = partial(compute_logits, model, precision=None, channels_last=True)
+        return SimpleNamespace(model=model, data=make_data(frames), logits=logits, views=VIEWS)
 
     loading = SimpleNamespace(load_run=load_run)
     monkeypatch.setitem(sys.modules, "visionsft.training.loading", loading)

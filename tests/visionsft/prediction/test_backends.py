@@ -22,6 +22,7 @@ from visionsft.models import create_model
 from visionsft.prediction import conversion
 from visionsft.prediction.backends import BACKENDS, choose_backend, create_backend
 from visionsft.prediction.parity import compare
+from visionsft.training.loading import LoadedRun
 
 PACKAGES = {"onnxruntime": ("onnxruntime", "onnxscript"), "openvino": ("openvino",)}
 
@@ -49,7 +50,7 @@ def load(
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return SimpleNamespace(model=model, precision=precision, channels_last=True)
+    return LoadedRun(model=model, config=None, run=None, precision=precision, channels_last=True)  # type: ignore[arg-type]
 
 
 def images(*shape: int) -> Tensor:
@@ -190,7 +191,8 @@ def test_a_name_that_no_backend_has() -> None:
 
 
 def test_a_model_off_the_cpu_is_left_to_pytorch() -> None:
-    loaded = SimpleNamespace(model=torch.nn.Linear(1, 1, device="meta"))
+    model = torch.nn.Linear(1, 1, device="meta")
+    loaded = SimpleNamespace(model=model, folded=model)
     backend, text = choose_backend(loaded, "auto", images(1, 3, 8, 8))  # type: ignore[arg-type]
     assert (backend.name, text) == ("torch", "backend: torch, as the model is on meta")
 

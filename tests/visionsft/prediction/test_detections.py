@@ -19,6 +19,7 @@ from affine import Affine
 from PIL import Image
 from torch import Tensor, nn
 
+from backbones import create_backbone
 from datamodules import (
     CameraDetectionDataModule,
     CameraFrameDataModule,
@@ -29,17 +30,20 @@ from datamodules import (
 )
 from visionsft.errors import ConfigError, RunError
 from visionsft.evaluation.operating import AppliedPoint
+from visionsft.models import create_detector
 from visionsft.models.detections import Detections
 from visionsft.prediction import detections
 from visionsft.prediction.detections import (
     DetectionOptions,
     FrameDetectionPredictor,
+    RunDetector,
     SceneDetectionPredictor,
     detection_predictor,
     draw_objects,
 )
 from visionsft.prediction.slicing import SceneDetections
 from visionsft.prediction.stills import FrameOptions
+from visionsft.training.loading import LoadedRun
 
 CLASSES = [ClassSpec("dim", (0,)), ClassSpec("bright", (1,))]
 
@@ -82,8 +86,10 @@ def loaded(folder: Path, kind: str, **options: Any) -> Any:
     data.bands, data.dtype = ("red", "green", "blue"), np.dtype(np.uint8)
     data.normalisation = Normalisation((0.0,) * 3, (1.0,) * 3)
     data._check_inputs = lambda *_: None  # its values are those of no training
+    model = Squares(**options)
     return SimpleNamespace(
-        model=Squares(**options),
+        model=model,
+        folded=model,
         data=data,
         precision=None,
         channels_last=False,
@@ -211,11 +217,12 @@ def test_views_are_merged_and_tiles_are_smaller_for_larger_ones(tmp_path: Path) 
     assert len({shape[2:] for shape in run.model.shapes}) > 1
 
 
-def test_a_model_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
-    run = loaded(tmp_path, "geotiff")
-    run.model.weight.data[0] = torch.nan
+def test_a_model_that_is_not_a_number_is_refused() -> None:
+    model = create_detector(create_backbone("test_resnet", weights="none"), 2).eval().requires_grad_(False)
+    next(model.parameters())[0] = torch.nan
+    settings: Any = {"config": None, "run": None, "precision": None, "channels_last": False}
     with pytest.raises(RunError, match="not a number"):
-        detection_predictor(run)
+        RunDetector(LoadedRun(model=model, **settings))
 
 
 def test_overlays_of_scenes_are_refused(tmp_path: Path) -> None:

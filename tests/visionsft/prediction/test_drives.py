@@ -26,6 +26,7 @@ from visionsft.config import Backbone, CameraData, SegmentationConfig
 from visionsft.errors import ConfigError, WriteError
 from visionsft.evaluation.answers import infer
 from visionsft.evaluation.pictures import overlay
+from visionsft.models.inference import compute_logits
 from visionsft.prediction import drives, predict
 from visionsft.prediction.drives import (
     OverlayVideo,
@@ -509,7 +510,8 @@ def make_loaded(tmp_path: Path) -> Callable[..., SimpleNamespace]:
         views = {"scales": (1.0,), "symmetry": "none"}
         model = nn.Conv2d(3, 3, 5, padding=2).eval()
         model.backbone = SimpleNamespace(geometry=SimpleNamespace(size=None))
-        return SimpleNamespace(model=model, data=data, precision=None, channels_last=False, views=views)
+        logits = partial(compute_logits, model, precision=None, channels_last=False)
+        return SimpleNamespace(model=model, folded=model, logits=logits, data=data, views=views)
 
     return make
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from zipfile import ZipFile
@@ -32,6 +33,7 @@ from visionsft.config import Backbone, CameraData, SegmentationConfig
 from visionsft.errors import ConfigError, RunError, WriteError
 from visionsft.evaluation.operating import describe_owner
 from visionsft.evaluation.temperature import Temperature, store_temperature
+from visionsft.models.inference import compute_logits
 from visionsft.prediction import (
     FrameOptions,
     SceneOptions,
@@ -111,7 +113,8 @@ def make_run(
         with ZipFile(run.checkpoints / "best.ckpt", "w") as file:
             file.writestr("weights", "")
         loaded = SimpleNamespace(
-            model=model.eval(), data=data, run=run, precision=None, channels_last=True, views=VIEWS,
+            model=model.eval(), folded=model, data=data, run=run, precision=None, channels_last=True, views=VIEWS,
+            logits=partial(compute_logits, model, precision=None, channels_last=True),
             tiles={"tile": None, "overlap": None},
         )  # fmt: skip
         loading = SimpleNamespace(load_run=lambda run, checkpoint: loaded)

