@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d, StdConv2d
+from timm.layers import BatchNormAct2d, Conv2dSame, StdConv2d
 from torch import Tensor, nn
 
 from backbones import accelerate_depthwise, create_backbone
 from visionsft.models import create_model
-from visionsft.models.folding import Rectifier, fold
+from visionsft.models.folding import Rectifier, SameConvolution, fold
 
 
 def image(*shape: int) -> Tensor:
@@ -35,7 +35,7 @@ def norms(model: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet", "tf_mobilenetv3_small_minimal_100"])
 @pytest.mark.parametrize(
     ("head", "left"), [("unet", 0), ("segformer", 1)]
 )  # its norm sees a sum of convolutions
@@ -49,6 +49,20 @@ def test_same_logits_without_norms(backbone: str, head: str, left: int) -> None:
         torch.testing.assert_close(folded(image(*size)), model(image(*size)), rtol=1e-4, atol=1e-4)
     assert norms(folded) == left < before
     assert (norms(model), list(model.state_dict())) == (before, keys), "the model itself stays as it was"
+
+
+@pytest.mark.parametrize("kernel", [3, 5, (5, 3)])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_same_padding_of_every_parity(kernel: Any, groups: int) -> None:
+    torch.manual_seed(0)
+    model = trained(nn.Sequential(Conv2dSame(4, 8, kernel, stride=2, groups=groups)))
+    assert accelerate_depthwise(model) == (groups == 4)
+    folded = fold(model, lambda each: [each(image(1, 4, 8, 8))])
+    assert isinstance(folded[0], SameConvolution)
+    for height in (1, 2, 3, 8, 9):
+        for width in (1, 2, 7, 10):
+            maps = image(2, 4, height, width)
+            torch.testing.assert_close(folded(maps), model(maps), rtol=1e-5, atol=1e-5)
 
 
 def test_weights_are_shared() -> None:
