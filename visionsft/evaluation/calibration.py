@@ -57,22 +57,31 @@ DEFINITIONS = {
 def reliability(
     logits: Tensor, truth: Tensor, *, temperature: float = 1.0, classes: Tensor | None = None
 ) -> NDArray[np.float64]:
-    """Count one sample: ``(K, H, W) float`` and ``(H, W)``, 255 = left out -> ``(K + 1, BINS, 3) float64``.
+    """Count one sample: ``(K, H, W) float`` and ``(H, W)``, 255 = left out -> ``(K + 1, BINS, 3) float64``."""
+    batch = classes if classes is None else classes[None]
+    return reliabilities(logits[:, None], truth[None], temperature=temperature, classes=batch)[0]
+
+
+def reliabilities(
+    logits: Tensor, truth: Tensor, *, temperature: float = 1.0, classes: Tensor | None = None
+) -> NDArray[np.float64]:
+    """Count B samples: ``(K, B, H, W) float`` and ``(B, H, W)``, 255 = left out -> ``(B, K + 1, BINS, 3) float64``.
 
     Row 0 is the highest probability, right where its class is the true one; row 1 + k is class k's own
     probability, right where the truth is k. A bin has its upper edge, not its lower one (as scikit-learn's).
-    classes: (H, W) integer, the classes of the highest logits, if they are known.
+    classes: (B, H, W) integer, the classes of the highest logits, if they are known.
     """
     labels = truth.reshape(-1)
     planes = logits.reshape(len(logits), -1).float()
     scores = torch.empty(len(planes) + 1, planes.shape[1], device=planes.device)
     torch.softmax(planes if temperature == 1 else planes / temperature, 0, out=scores[1:])
     torch.amax(scores[1:], 0, out=scores[0])
-    codes = _codes(scores, labels == IGNORE)
+    codes = _codes(scores, labels == IGNORE, samples=len(truth))
     found = planes.argmax(0) if classes is None else classes.reshape(-1)
     own = labels.long().clamp(max=len(planes) - 1) + 1  # a pixel that is left out has the same code in all rows
     # each pixel is right in one class's row, and in the first if that class is its best
-    return _histogram(scores, codes, right=torch.cat([codes.gather(0, own[None])[0], codes[0, found == labels]]))
+    right = torch.cat([codes.gather(0, own[None])[0], codes[0, found == labels]])
+    return _histogram(scores, codes, right=right, samples=len(truth))
 
 
 def best_reliability(logits: Tensor, truth: Tensor, *, temperature: float = 1.0) -> NDArray[np.float64]:
@@ -80,25 +89,33 @@ def best_reliability(logits: Tensor, truth: Tensor, *, temperature: float = 1.0)
     kept = truth != IGNORE
     best, found = (logits[:, kept].float() / temperature).softmax(0).max(0)
     codes = _codes(best[None], torch.zeros_like(found, dtype=torch.bool))
-    return _histogram(best[None], codes, right=codes[0, found == truth[kept]])[0]
+    return _histogram(best[None], codes, right=codes[0, found == truth[kept]])[0, 0]
 
 
-def _codes(scores: Tensor, left_out: Tensor) -> Tensor:
-    """scores: (R, P) float32 in 0..1 -> (R, P) int16, which of the R * BINS bins each is in; R * BINS where (P,) is
-    True. Counting is bound by the bytes that are read, and so small codes count faster."""
-    rows = torch.arange(len(scores), device=scores.device, dtype=torch.int16)[:, None]
-    codes = scores.mul(BINS).ceil_().sub_(1).clamp_(0, BINS - 1).to(torch.int16).add_(rows * BINS)
-    return codes.masked_fill_(left_out, len(scores) * BINS)
+def _codes(scores: Tensor, left_out: Tensor, *, samples: int = 1) -> Tensor:
+    """scores: (R, P) float32 in 0..1, of samples of as many pixels one after another -> (R, P), which of the
+    samples * R * BINS bins each is in; one more where left_out (P,) is True.
+
+    Counting is bound by the bytes that are read, and so small codes count faster.
+    """
+    size = len(scores) * BINS
+    kind = torch.int16 if samples * size <= torch.iinfo(torch.int16).max else torch.int32
+    rows = torch.arange(0, size, BINS, device=scores.device, dtype=kind)[:, None]
+    codes = scores.mul(BINS).ceil_().sub_(1).clamp_(0, BINS - 1).to(kind).add_(rows)
+    if samples > 1:
+        starts = torch.arange(0, samples * size, size, device=scores.device, dtype=kind)
+        codes.view(len(scores), samples, -1).add_(starts[:, None])
+    return codes.masked_fill_(left_out, samples * size)
 
 
-def _histogram(scores: Tensor, codes: Tensor, *, right: Tensor) -> NDArray[np.float64]:
-    """scores, codes: (R, P); right: the codes of those that are right -> (R, BINS, 3)."""
-    size, flat = len(scores) * BINS, codes.ravel()
+def _histogram(scores: Tensor, codes: Tensor, *, right: Tensor, samples: int = 1) -> NDArray[np.float64]:
+    """scores, codes: (R, P); right: the codes of those that are right -> (samples, R, BINS, 3)."""
+    size, flat = samples * len(scores) * BINS, codes.ravel()
     pixels = torch.bincount(flat, minlength=size + 1)
     confidence = torch.bincount(flat, weights=scores.ravel().double(), minlength=size + 1)
     columns = [pixels, confidence, torch.bincount(right, minlength=size + 1)]
     found = torch.stack([column[:size].double() for column in columns], -1)
-    return found.reshape(-1, BINS, 3).cpu().numpy()
+    return found.reshape(samples, -1, BINS, 3).cpu().numpy()
 
 
 def calibration_error(histogram: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -31,6 +31,9 @@ from visionsft.evaluation.metrics.segmentation import (
 from visionsft.evaluation.operating import AppliedPoint, PointPrice
 from visionsft.evaluation.temperature import Temperature
 
+CHUNK = 2**21
+"""Logits whose calibration is counted at once: of several small samples, or of one."""
+
 
 class Details:
     """Calibration, and boundaries where they are wanted, sample by sample in the loader's order."""
@@ -68,10 +71,10 @@ class Details:
     def add(self, logits: Tensor, classes: Tensor, masks: Tensor) -> None:
         """One batch: (B, K, H, W) float, and (B, H, W) uint8 and int64."""
         lattice = np.s_[..., :: calibration.STEP, :: calibration.STEP]
-        # copied here, a batch at once: channels-last logits would be copied sample by sample, in twice the time
-        seen = (each[lattice].to(logits.device).contiguous() for each in (logits, masks, classes))
-        for sample in zip(*seen, strict=True):
-            self._add_reliability(*sample)
+        planes, truth, found = (each[lattice].to(logits.device) for each in (logits, masks, classes))
+        step = max(1, CHUNK // max(1, planes[0].numel()))
+        for some in (slice(start, start + step) for start in range(0, len(planes), step)):
+            self._add_reliability(planes[some].transpose(0, 1).contiguous(), truth[some], found[some])
         if self.point is not None:
             decided = self.point.decide(logits).cpu()
             self._ruled += confusion_matrix(decided, masks, self.num_classes)
@@ -79,16 +82,17 @@ class Details:
             for prediction, truth in zip(classes.numpy(), masks.numpy().astype(np.uint8), strict=True):
                 self._boundaries.append(count_boundaries(prediction, truth, self.num_classes))
 
-    def _add_reliability(self, planes: Tensor, mask: Tensor, classes: Tensor) -> None:
+    def _add_reliability(self, planes: Tensor, masks: Tensor, classes: Tensor) -> None:
+        """planes: (K, B, h, w); masks, classes: (B, h, w)."""
         value = 1.0 if self.temperature is None else self.temperature.value
-        self._reliability.append(calibration.reliability(planes, mask, temperature=value, classes=classes))
+        self._reliability.append(calibration.reliabilities(planes, masks, temperature=value, classes=classes))
         if self.temperature is not None:
-            self._before += calibration.best_reliability(planes, mask)
+            self._before += calibration.best_reliability(planes, masks)
 
     @property
     def reliability(self) -> NDArray[np.float64]:
         """(N, K + 1, BINS, 3), with the temperature; see `visionsft.evaluation.calibration`."""
-        return np.stack(self._reliability)
+        return np.concatenate(self._reliability)
 
     @property
     def ece(self) -> float:

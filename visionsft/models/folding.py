@@ -28,6 +28,7 @@ CONVOLUTIONS = (nn.Conv2d, Conv2dSame, Depthwise)
 """Whose weights are used as they are; kinds derived from them may first make others of them."""
 TOLERANCE = 1e-3
 """Between outputs before and after folding, as a share of the largest of those before, in float32."""
+_REFUSALS = (RuntimeError, AssertionError, AttributeError, IndexError, TypeError, ValueError)
 _SIX = torch.tensor(6.0, dtype=torch.bfloat16).view(torch.int16).item()
 
 
@@ -84,20 +85,28 @@ def fold(model: Network, compute: Compute) -> Network:
     """A copy for inference on a CPU that shares all weights with `model`, in eval mode, but those that were folded.
 
     compute: what `model` makes of some image, in float32; norms that it doesn't reach are left as they are. If a folded
-    copy gives anything else, convolutions are left alone: another layer may read what one gives, too.
+    copy gives anything else, convolutions are left alone: another layer may read what one gives, too. A model that
+    refuses the image or can't be copied or changed, as a head of one's own may, is returned itself.
     """
-    folded = _copy(model)
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-        _fold_norms(folded, compute)
-        for name, module in list(folded.named_modules()):
-            if SameConvolution.fits(module):
-                _replace(folded, name, SameConvolution(module))  # type: ignore[arg-type]
-        if not _agree(compute(model), compute(folded)):
-            folded = _copy(model)
+    try:
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            folded = _fold_convolutions(model, compute)
+    except _REFUSALS:
+        return model
     for name, module in list(folded.named_modules()):
         if type(module) in (nn.ReLU, nn.ReLU6):
             _replace(folded, name, Rectifier(module))
     return folded
+
+
+def _fold_convolutions(model: Network, compute: Compute) -> Network:
+    """A copy; an unchanged one where it would give anything else."""
+    folded = _copy(model)
+    _fold_norms(folded, compute)
+    for name, module in list(folded.named_modules()):
+        if SameConvolution.fits(module):
+            _replace(folded, name, SameConvolution(module))  # type: ignore[arg-type]
+    return folded if _agree(compute(model), compute(folded)) else _copy(model)
 
 
 def _copy(model: Network) -> Network:

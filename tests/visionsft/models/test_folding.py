@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from timm.layers import BatchNormAct2d, Conv2dSame, StdConv2d
 from torch import Tensor, nn
 
 from backbones import accelerate_depthwise, create_backbone
-from visionsft.models import create_model
+from visionsft.errors import RunError
+from visionsft.models import create_classifier, create_detector, create_model
 from visionsft.models.folding import Rectifier, SameConvolution, fold
+from visionsft.models.inference import compute_logits
+from visionsft.training.loading import LoadedRun
 
 
 def image(*shape: int) -> Tensor:
@@ -25,8 +29,9 @@ def trained(model: Any) -> Any:
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for values in (module.running_mean, module.weight.data, module.bias.data):
-                values.add_(torch.randn(values.shape, generator=generator) * 0.2)
+            for values in (module.running_mean, module.weight, module.bias):
+                if values is not None:
+                    values.data.add_(torch.randn(values.shape, generator=generator) * 0.2)
             module.running_var.uniform_(0.5, 2, generator=generator)
     return model.eval().requires_grad_(False)
 
@@ -115,6 +120,45 @@ def test_what_cannot_be_folded_is_left(make: Callable[[], nn.Module]) -> None:
     assert torch.equal(folded(image(2, 3, 9, 9)), model(image(2, 3, 9, 9)))
 
 
+class Locking(nn.Module):
+    """Can't be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.lock = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), Lock()
+
+    def forward(self, values: Tensor) -> Tensor:
+        result: Tensor = self.norm(self.conv(values))
+        return result
+
+
+class Large(Locking):
+    """Takes no small images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.lock
+        self.conv = nn.Conv2d(3, 3, 99)
+
+
+class Peeking(Locking):
+    """Reads its norm's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.lock
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values) * self.norm.weight[0]
+
+
+@pytest.mark.parametrize("make", [Locking, Large, Peeking])
+def test_what_refuses_is_used_as_it_is(make: Callable[[], nn.Module]) -> None:
+    model = trained(make())
+    assert fold(model, lambda each: [each(image(1, 3, 8, 8))]) is model
+    assert norms(model) == 1
+
+
 def test_norms_without_statistics_are_left() -> None:
     model = own_statistics().eval()
     assert norms(fold(model, lambda each: [each(image(1, 3, 8, 8))])) == 1
@@ -130,6 +174,47 @@ def test_one_convolution_and_norm_for_several_maps() -> None:
     folded = fold(model, run)
     assert norms(folded) == 0
     torch.testing.assert_close(run(folded), run(model), rtol=1e-5, atol=1e-5)
+
+
+def as_loaded(model: nn.Module, precision: torch.dtype | None = None) -> LoadedRun:
+    settings: Any = {"config": None, "run": None, "precision": precision, "channels_last": False}
+    return LoadedRun(model=trained(model), **settings)
+
+
+@pytest.mark.parametrize("name", ["fpn", "upernet", "classifier", "fcos", "faster_rcnn"])
+def test_a_loaded_run_computes_folded(name: str) -> None:
+    backbone = create_backbone("test_resnet", weights="none", in_chans=4)
+    if name == "classifier":
+        loaded = as_loaded(create_classifier(backbone, 3))
+    elif name in ("fcos", "faster_rcnn"):
+        loaded = as_loaded(create_detector(backbone, 3, head=name))
+    else:
+        loaded = as_loaded(create_model(backbone, 3, head=name))
+    assert norms(loaded.folded.backbone) == 0 < norms(loaded.model.backbone)
+    assert loaded.folded is loaded.folded
+    if name in ("fcos", "faster_rcnn"):
+        torch.testing.assert_close(
+            loaded.folded.features(image(1, 4, 64, 64)), loaded.model.features(image(1, 4, 64, 64))
+        )
+    else:
+        plain = compute_logits(loaded.model, image(2, 4, 40, 72), precision=None, channels_last=False)
+        torch.testing.assert_close(loaded.logits(image(2, 4, 40, 72)), plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [None, (80, 96)])
+def test_models_without_norms_and_of_one_size(size: tuple[int, int] | None) -> None:
+    backbone = create_backbone("test_vit", weights="none", img_size=size)
+    loaded = as_loaded(create_model(backbone, 3, head="fpn"), torch.bfloat16)
+    shape = (1, 3, *(size or (64, 64)))
+    plain = compute_logits(loaded.model, image(*shape), precision=torch.bfloat16, channels_last=False)
+    torch.testing.assert_close(loaded.logits(image(*shape)), plain, rtol=0.05, atol=0.05)
+
+
+def test_weights_that_are_not_numbers_are_not_hidden() -> None:
+    loaded = as_loaded(create_model(create_backbone("test_resnet", weights="none"), 3))
+    next(loaded.model.parameters())[0] = torch.nan
+    with pytest.raises(RunError, match="is not a number"):
+        loaded.logits(image(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("inplace", [True, False])
