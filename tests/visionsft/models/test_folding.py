@@ -201,6 +201,30 @@ def test_a_loaded_run_computes_folded(name: str) -> None:
         torch.testing.assert_close(loaded.logits(image(2, 4, 40, 72)), plain, rtol=1e-4, atol=1e-4)
 
 
+FAMILIES = """
+resnet18 resnext50_32x4d regnety_002 efficientnet_b0 tf_efficientnetv2_b0 mobilenetv3_large_100 mobilenetv4_conv_small
+mobilenetv2_050 ghostnet_100 ghostnetv2_100 hrnet_w18_small densenet121 dla34 vgg11_bn repvgg_a0 mobileone_s0 fastvit_t8
+levit_128s convnext_atto edgenext_xx_small mobilevit_xxs mobilevitv2_050 res2net50_26w_4s skresnet18 seresnet18
+xception41
+cspresnet50 darknet53 efficientvit_b0 efficientvit_m0 mnasnet_small lcnet_050 hardcorenas_a rexnet_100 selecsls42b dpn68
+resnest14d ecaresnet26t nf_resnet50 resnetv2_50 pvt_v2_b0 poolformer_s12 maxvit_nano_rw_256 coatnet_nano_rw_224
+repvit_m0_9
+rdnet_tiny vovnet39a visformer_tiny convmixer_768_32 tiny_vit_5m_224 hgnet_tiny starnet_s1 ese_vovnet19b_dw fbnetc_100
+gernet_s tresnet_m xcit_nano_12_p16_224 focalnet_tiny_srf swiftformer_xs mambaout_femto
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES.split())
+def test_timms_families(name: str) -> None:
+    backbone = create_backbone(name, weights="none")
+    accelerate_depthwise(backbone)
+    loaded = as_loaded(create_model(backbone, 3))
+    shape = (2, 3, *(backbone.geometry.size or (96, 128)))
+    plain = compute_logits(loaded.model, image(*shape), precision=None, channels_last=False)
+    assert (loaded.logits(image(*shape)) - plain).abs().max() < 1e-4 * plain.abs().max()
+
+
 @pytest.mark.parametrize("size", [None, (80, 96)])
 def test_models_without_norms_and_of_one_size(size: tuple[int, int] | None) -> None:
     backbone = create_backbone("test_vit", weights="none", img_size=size)
