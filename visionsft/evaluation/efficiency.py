@@ -40,7 +40,8 @@ class Efficiency:
 
     parameters: int
     gmacs_per_mpx: float
-    """10^9 multiply-accumulates for 10^6 pixels: convolutions and matrix products."""
+    """10^9 multiply-accumulates for 10^6 pixels: convolutions and matrix products, as they are computed; the zeros that
+    folding puts into kernels count (one percent)."""
     throughput: Throughput
     peak_memory_mb: float | None
     """Most memory during the passes: on a GPU what PyTorch had allocated there, else the resident memory of the

@@ -41,7 +41,8 @@ class LoadedRun:
 
     @cached_property
     def folded(self) -> Any:
-        """The model as it computes answers: on a CPU the same in less time, see `visionsft.models.folding`.
+        """The model as it computes answers: on a CPU the same in less time, see `visionsft.models.folding`. Made once:
+        of what is changed in `model` later it sees only part.
 
         RunError if a weight is nan, which folding might hide.
         """
