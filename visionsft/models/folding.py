@@ -24,6 +24,7 @@ from backbones.depthwise import Depthwise
 Network = TypeVar("Network", bound=nn.Module)
 Compute = Callable[[Any], Sequence[Tensor]]
 
+NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame, Depthwise)
 """Whose weights are used as they are; kinds derived from them may first make others of them."""
 TOLERANCE = 1e-3
@@ -79,6 +80,11 @@ class SameConvolution(nn.Module):
         top, left = (1 - side % 2 for side in maps.shape[-2:])
         weight = F.pad(conv.weight, (left, 0, top, 0))
         return F.conv2d(maps, weight, conv.bias, conv.stride, self.padding, 1, conv.groups)
+
+
+def has_folds(module: nn.Module) -> bool:
+    """Whether there is anything in it that `fold` has to try on an image."""
+    return any(type(each) in NORMS or SameConvolution.fits(each) for each in module.modules())
 
 
 def fold(model: Network, compute: Compute) -> Network:
@@ -150,7 +156,7 @@ def _find_pairs(model: nn.Module, compute: Compute) -> dict[nn.BatchNorm2d, nn.C
     for module in model.modules():
         if type(module) in CONVOLUTIONS and "weight" in module._parameters:
             handles.append(module.register_forward_hook(note_conv))
-        elif type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_var is not None:
+        elif type(module) in NORMS and module.running_var is not None:
             handles.append(module.register_forward_pre_hook(note_norm))
     try:
         compute(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from visionsft import build
 from visionsft.config import Config, LoraStrategy
 from visionsft.errors import RunError
 from visionsft.models import DetectionModel
-from visionsft.models.folding import fold
+from visionsft.models.folding import fold, has_folds
 from visionsft.models.inference import check_weights, compute_logits
 from visionsft.runs import Checkpoint, Run
 from visionsft.training.precision import DTYPES
@@ -50,10 +51,7 @@ class LoadedRun:
         weight = next(self.model.parameters())
         if weight.device.type != "cpu":
             return self.model
-        size = self.model.backbone.geometry.size or (PROBE, PROBE)
-        bands = len(self.model.backbone.mean)
-        image = torch.randn(1, bands, *size, generator=torch.Generator().manual_seed(0))
-        return fold(self.model, lambda model: _outputs(model, image))
+        return fold(self.model, _probe(self.model.backbone))
 
     def logits(self, image: Tensor) -> Tensor:
         """image: (B, C, H, W) float32, normalised -> logits (B, K, H, W) or (B, K) float32, in the precision of
@@ -93,10 +91,25 @@ class LoadedRun:
         return load_data(self.run)
 
 
-def _outputs(model: Any, image: Tensor) -> list[Tensor]:
-    """All that a model computes of an image, but a detector's objects: those that it finds are few."""
-    maps = model.neck(model.backbone(image))
-    return maps if isinstance(model, DetectionModel) else [*maps, model.head(maps)]
+def _probe(backbone: Any) -> Callable[[Any], list[Tensor]]:
+    """What a model computes of an image, or of maps in the place of the backbone's where that has nothing to fold: a
+    large ViT would take seconds."""
+    size = backbone.geometry.size or (PROBE, PROBE)
+    generator = torch.Generator().manual_seed(0)
+    if has_folds(backbone):
+        image = torch.randn(1, len(backbone.mean), *size, generator=generator)
+        return lambda model: _outputs(model, model.backbone(image))
+    maps = [
+        torch.randn(1, channels, *(-(-side // stride) for side in size), generator=generator)
+        for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+    ]
+    return lambda model: _outputs(model, maps)
+
+
+def _outputs(model: Any, maps: list[Tensor]) -> list[Tensor]:
+    """All that a model computes of its backbone's maps, but a detector's objects: those that it finds are few."""
+    seen: list[Tensor] = model.neck(maps)
+    return seen if isinstance(model, DetectionModel) else [*seen, model.head(seen)]
 
 
 def load_model(run: Run | str | Path, checkpoint: Checkpoint = "best") -> nn.Module:
