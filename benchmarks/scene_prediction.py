@@ -6,7 +6,8 @@ A scene of 8192 x 8192 x 4 uint16 (deflate, 512 tiles) is predicted by `tf_effic
 6 classes, with the unet and with the default head. The bound is the same model and precision on tiles of the same
 size that lie in memory, each pixel counted once: with torch the model as it was trained, with onnxruntime and openvino
 what they have made of it. Ours reads, blends and writes a Cloud-Optimised GeoTIFF; with torch it folds the model first,
-and `of_backend` is what is left of the speed of the folded one. They take turns, figures are medians of the rounds.
+and `of_backend` is what is left of the speed of the folded one (of the others' it is `of_bound`). They take turns,
+figures are medians of the rounds.
 `core_s`: seconds of computing, over all threads, of a prediction, and those of them that the backend doesn't take on as
 many pixels in memory. Peers: how many times as fast the best
 backend is on the same scene (scene_peers.py says as what), in the interpreter that --peer-python names; null for a
@@ -135,15 +136,19 @@ def measure_speed(scene: Path, folder: Path, backend: str, head: str, *, rounds:
     assert tile is not None
     predictor._backend = run  # converted once, for both
     plain = partial(compute_logits, predictor.loaded.model, precision=predictor.loaded.precision, channels_last=True)
-    bare_run: Any = plain if backend == "torch" else run
-    for each in (bare_run, run) * 3:  # the first ones take the memory that all later ones use again
-        each(tile)
+    folds = backend == "torch"
+
+    def speed(each: Any) -> float:
+        return tile[0, 0].numel() / timed(lambda: [each(tile) for _ in range(4)]) * 4 / 1e6
+
+    for each in (plain, run) if folds else (run,):  # the first ones take the memory that all later ones use again
+        speed(each)
     bound, alone, ours, cores = [], [], [], []
     for _ in range(rounds):
-        bound.append(tile[0, 0].numel() / timed(lambda: [bare_run(tile) for _ in range(4)]) * 4 / 1e6)
         used = time.process_time()
-        alone.append(tile[0, 0].numel() / timed(lambda: [run(tile) for _ in range(4)]) * 4 / 1e6)
+        alone.append(speed(run))
         bare = (time.process_time() - used) / 4 * source.shape[0] * source.shape[1] / tile[0, 0].numel()
+        bound.append(speed(plain) if folds else alone[-1])
         targets = predictor.targets(str(scene), folder / "out")
         used = time.process_time()
         seconds = timed(lambda targets=targets: predictor.predict(str(scene), targets, overwrite=True))

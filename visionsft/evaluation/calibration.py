@@ -57,14 +57,6 @@ DEFINITIONS = {
 def reliability(
     logits: Tensor, truth: Tensor, *, temperature: float = 1.0, classes: Tensor | None = None
 ) -> NDArray[np.float64]:
-    """Count one sample: ``(K, H, W) float`` and ``(H, W)``, 255 = left out -> ``(K + 1, BINS, 3) float64``."""
-    batch = classes if classes is None else classes[None]
-    return reliabilities(logits[:, None], truth[None], temperature=temperature, classes=batch)[0]
-
-
-def reliabilities(
-    logits: Tensor, truth: Tensor, *, temperature: float = 1.0, classes: Tensor | None = None
-) -> NDArray[np.float64]:
     """Count B samples: ``(K, B, H, W) float`` and ``(B, H, W)``, 255 = left out -> ``(B, K + 1, BINS, 3) float64``.
 
     Row 0 is the highest probability, right where its class is the true one; row 1 + k is class k's own

@@ -85,7 +85,7 @@ class Details:
     def _add_reliability(self, planes: Tensor, masks: Tensor, classes: Tensor) -> None:
         """planes: (K, B, h, w); masks, classes: (B, h, w)."""
         value = 1.0 if self.temperature is None else self.temperature.value
-        self._reliability.append(calibration.reliabilities(planes, masks, temperature=value, classes=classes))
+        self._reliability.append(calibration.reliability(planes, masks, temperature=value, classes=classes))
         if self.temperature is not None:
             self._before += calibration.best_reliability(planes, masks)
 

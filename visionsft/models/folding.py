@@ -9,6 +9,8 @@ kernel has the zeros instead.
 from __future__ import annotations
 
 import copy
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.hooks import RemovableHandle
 
 from backbones.depthwise import Depthwise
+from visionsft.models import DetectionModel
 
 Network = TypeVar("Network", bound=nn.Module)
 Compute = Callable[[Any], Sequence[Tensor]]
@@ -29,6 +32,8 @@ CONVOLUTIONS = (nn.Conv2d, Conv2dSame, Depthwise)
 """Whose weights are used as they are; kinds derived from them may first make others of them."""
 TOLERANCE = 1e-3
 """Between outputs before and after folding, as a share of the largest of those before, in float32."""
+PROBE = 64
+"""Side of the image on which a model is checked, where its backbone takes any."""
 _REFUSALS = (RuntimeError, AssertionError, AttributeError, IndexError, TypeError, ValueError)
 _SIX = torch.tensor(6.0, dtype=torch.bfloat16).view(torch.int16).item()
 
@@ -82,9 +87,28 @@ class SameConvolution(nn.Module):
         return F.conv2d(maps, weight, conv.bias, conv.stride, self.padding, 1, conv.groups)
 
 
-def has_folds(module: nn.Module) -> bool:
-    """Whether there is anything in it that `fold` has to try on an image."""
-    return any(type(each) in NORMS or SameConvolution.fits(each) for each in module.modules())
+def fold_model(model: Any) -> Any:
+    """A model of this project folded, checked on an image of noise; see `fold`.
+
+    A backbone without anything to fold isn't computed: a large ViT would take seconds. Noise stands for its maps.
+    """
+    backbone = model.backbone
+    size = backbone.geometry.size or (PROBE, PROBE)
+    generator = torch.Generator().manual_seed(0)
+    if any(type(each) in NORMS or SameConvolution.fits(each) for each in backbone.modules()):
+        image = torch.randn(1, len(backbone.mean), *size, generator=generator)
+        return fold(model, lambda model: _outputs(model, model.backbone(image)))
+    maps = [
+        torch.randn(1, channels, *(-(-side // stride) for side in size), generator=generator)
+        for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+    ]
+    return fold(model, lambda model: _outputs(model, maps))
+
+
+def _outputs(model: Any, maps: list[Tensor]) -> list[Tensor]:
+    """All that a model computes of its backbone's maps, but a detector's objects: those that it finds are few."""
+    seen: list[Tensor] = model.neck(maps)
+    return seen if isinstance(model, DetectionModel) else [*seen, model.head(seen)]
 
 
 def fold(model: Network, compute: Compute) -> Network:
@@ -92,12 +116,13 @@ def fold(model: Network, compute: Compute) -> Network:
 
     compute: what `model` makes of some image, in float32; norms that it doesn't reach are left as they are. If a folded
     copy gives anything else, convolutions are left alone: another layer may read what one gives, too. A model that
-    refuses the image or can't be copied or changed, as a head of one's own may, is returned itself.
+    refuses the image or can't be copied or changed, as a head of one's own may, is returned itself, with a warning.
     """
     try:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
             folded = _fold_convolutions(model, compute)
-    except _REFUSALS:
+    except _REFUSALS as error:
+        warnings.warn(f"the model isn't folded and so is slower: {type(error).__name__}: {error}", stacklevel=2)
         return model
     for name, module in list(folded.named_modules()):
         if type(module) in (nn.ReLU, nn.ReLU6):
@@ -108,11 +133,14 @@ def fold(model: Network, compute: Compute) -> Network:
 def _fold_convolutions(model: Network, compute: Compute) -> Network:
     """A copy; an unchanged one where it would give anything else."""
     folded = _copy(model)
-    _fold_norms(folded, compute)
-    for name, module in list(folded.named_modules()):
+    pairs, before = _find_pairs(folded, compute)
+    names = {module: name for name, module in folded.named_modules()}
+    for norm, conv in pairs:
+        _replace(folded, names[norm], _fold_norm(norm, conv))
+    for module, name in names.items():
         if SameConvolution.fits(module):
             _replace(folded, name, SameConvolution(module))  # type: ignore[arg-type]
-    return folded if _agree(compute(model), compute(folded)) else _copy(model)
+    return folded if _agree(before, compute(folded)) else _copy(model)
 
 
 def _copy(model: Network) -> Network:
@@ -121,36 +149,29 @@ def _copy(model: Network) -> Network:
     return copy.deepcopy(model, shared)
 
 
-def _fold_norms(model: nn.Module, compute: Compute) -> None:
-    names = {module: name for name, module in model.named_modules()}
-    pairs = _find_pairs(model, compute)
-    for norm, conv in pairs.items():
-        mean, variance = norm.running_mean, norm.running_var
-        assert mean is not None
-        assert variance is not None
-        weight, bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
-        )
-        conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
-        rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
-        _replace(model, names[norm], rest.eval())
+def _fold_norm(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> nn.Module:
+    """Changes the convolution; returns what is left of the norm."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias)
+    conv.weight, conv.bias = weight.requires_grad_(False), bias.requires_grad_(False)
+    rest = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
+    return rest.eval()
 
 
-def _find_pairs(model: nn.Module, compute: Compute) -> dict[nn.BatchNorm2d, nn.Conv2d]:
-    """Norms that see what one convolution gives, and nothing else, each time."""
-    seen: dict[int, tuple[nn.Module, Tensor]] = {}  # with the tensor, or another could get its id
-    found: dict[nn.Module, set[nn.Module | None]] = {}
-    readers: dict[nn.Module, int] = {}
+def _find_pairs(
+    model: nn.Module, compute: Compute
+) -> tuple[list[tuple[nn.BatchNorm2d, nn.Conv2d]], Sequence[Tensor]]:
+    """Each norm that sees all that one convolution gives, and nothing else, with it; and what `model` computes."""
+    given: dict[int, tuple[nn.Module, Tensor]] = {}  # with the tensor, or another could get its id
+    read: dict[nn.Module, list[nn.Module | None]] = {}
 
     def note_conv(module: nn.Module, _: Any, output: Tensor) -> None:
-        seen[id(output)] = (module, output)
-        readers[module] = readers.get(module, 0) + 1
+        given[id(output)] = (module, output)
 
     def note_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        conv = seen.get(id(inputs[0]), (None, None))[0]
-        found.setdefault(module, set()).add(conv)
-        if conv is not None:
-            readers[conv] -= 1
+        read.setdefault(module, []).append(given.get(id(inputs[0]), (None, None))[0])
 
     handles: list[RemovableHandle] = []
     for module in model.modules():
@@ -159,16 +180,19 @@ def _find_pairs(model: nn.Module, compute: Compute) -> dict[nn.BatchNorm2d, nn.C
         elif type(module) in NORMS and module.running_var is not None:
             handles.append(module.register_forward_pre_hook(note_norm))
     try:
-        compute(model)
+        outputs = compute(model)
     finally:
         for handle in handles:
             handle.remove()
-    convs = [conv for sources in found.values() for conv in sources]
-    return {
-        norm: conv  # type: ignore[misc]
-        for norm, (conv, *others) in ((norm, tuple(sources)) for norm, sources in found.items())
-        if conv is not None and not others and readers[conv] == 0 and convs.count(conv) == 1
-    }
+    times_given = Counter(conv for conv, _ in given.values())
+    times_read = Counter(conv for sources in read.values() for conv in sources)
+    pairs = [
+        (norm, sources[0])
+        for norm, sources in read.items()
+        if sources[0] is not None and len(sources) == sources.count(sources[0])
+        and len(sources) == times_given[sources[0]] == times_read[sources[0]]
+    ]  # fmt: skip
+    return pairs, outputs  # type: ignore[return-value]
 
 
 def _agree(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:

@@ -102,7 +102,7 @@ class RunDetector:
 
     def __init__(self, loaded: LoadedRun) -> None:
         self._loaded = loaded
-        self._model = loaded.folded
+        _ = loaded.folded  # now, not while the first image waits
 
     def detect(self, image: Tensor, sizes: list[tuple[int, int]]) -> list[Detections]:
         """image: (B, C, H, W) float32, normalised; sizes: (height, width) of each without its padding.
@@ -110,9 +110,10 @@ class RunDetector:
         What is found comes back in main memory.
         """
         loaded = self._loaded
+        model = loaded.folded
         found: list[Detections] = run_model(
-            lambda image: self._model.detect(image, sizes),
-            self._model, image, precision=loaded.precision, channels_last=loaded.channels_last,
+            lambda image: model.detect(image, sizes),
+            model, image, precision=loaded.precision, channels_last=loaded.channels_last,
         )  # fmt: skip
         return [each.cpu() for each in found]
 

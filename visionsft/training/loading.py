@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +16,10 @@ from datamodules import CameraFrameDataModule, ClassificationDataModule, DataMod
 from visionsft import build
 from visionsft.config import Config, LoraStrategy
 from visionsft.errors import RunError
-from visionsft.models import DetectionModel
-from visionsft.models.folding import fold, has_folds
+from visionsft.models.folding import fold_model
 from visionsft.models.inference import check_weights, compute_logits
 from visionsft.runs import Checkpoint, Run
 from visionsft.training.precision import DTYPES
-
-PROBE = 64
-"""Side of the image by which folding is checked."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +43,13 @@ class LoadedRun:
         RunError if a weight is nan, which folding might hide.
         """
         check_weights(self.model)
-        weight = next(self.model.parameters())
-        if weight.device.type != "cpu":
-            return self.model
-        return fold(self.model, _probe(self.model.backbone))
+        on_cpu = next(self.model.parameters()).device.type == "cpu"
+        return fold_model(self.model) if on_cpu else self.model
 
     def logits(self, image: Tensor) -> Tensor:
         """image: (B, C, H, W) float32, normalised -> logits (B, K, H, W) or (B, K) float32, in the precision of
         training; for a model that isn't a detector. RunError if one is nan."""
-        return compute_logits(
-            self.folded, image, precision=self.precision, channels_last=self.channels_last
-        )
+        return compute_logits(self.folded, image, precision=self.precision, channels_last=self.channels_last)
 
     @property
     def views(self) -> dict[str, Any]:
@@ -89,27 +80,6 @@ class LoadedRun:
         Not scanned: predicting new files needs none of the training's.
         """
         return load_data(self.run)
-
-
-def _probe(backbone: Any) -> Callable[[Any], list[Tensor]]:
-    """What a model computes of an image, or of maps in the place of the backbone's where that has nothing to fold: a
-    large ViT would take seconds."""
-    size = backbone.geometry.size or (PROBE, PROBE)
-    generator = torch.Generator().manual_seed(0)
-    if has_folds(backbone):
-        image = torch.randn(1, len(backbone.mean), *size, generator=generator)
-        return lambda model: _outputs(model, model.backbone(image))
-    maps = [
-        torch.randn(1, channels, *(-(-side // stride) for side in size), generator=generator)
-        for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
-    ]
-    return lambda model: _outputs(model, maps)
-
-
-def _outputs(model: Any, maps: list[Tensor]) -> list[Tensor]:
-    """All that a model computes of its backbone's maps, but a detector's objects: those that it finds are few."""
-    seen: list[Tensor] = model.neck(maps)
-    return seen if isinstance(model, DetectionModel) else [*seen, model.head(seen)]
 
 
 def load_model(run: Run | str | Path, checkpoint: Checkpoint = "best") -> nn.Module:

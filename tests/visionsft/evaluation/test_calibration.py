@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.stats import bootstrap
 from sklearn.calibration import calibration_curve
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from visionsft.evaluation import calibration
 from visionsft.evaluation.calibration import (
     BINS,
     TEMPERATURES,
@@ -22,7 +24,6 @@ from visionsft.evaluation.calibration import (
     error_interval,
     fit_temperature,
     measure,
-    reliability,
 )
 from visionsft.evaluation.metrics.classification import label_reliability
 
@@ -37,6 +38,11 @@ def draw(
     chances = logits.softmax(0).movedim(0, -1).reshape(-1, classes)
     truth = torch.multinomial(chances, 1, generator=generator).reshape(side, side)
     return sharpness * logits, truth
+
+
+def reliability(logits: Tensor, truth: Tensor, *, temperature: float = 1.0) -> NDArray[np.float64]:
+    """Of one sample: (K, H, W) and (H, W) -> (K + 1, BINS, 3)."""
+    return calibration.reliability(logits[:, None], truth[None], temperature=temperature)[0]
 
 
 def flat(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
