@@ -22,9 +22,18 @@ from visionsft.models.upsampling import Upsampling
 CHUNK = 1536 * 1024
 """Bytes of upsampled logits that are worked on at a time by a thread: about an L2 cache (measured on two cores: a
 fifth faster than a third of it)."""
+ROWS = 16
+"""Of upsampled logits at a time, at least, where a chunk has room for them: a few rows depend on almost as many of the
+head's. Only then do several images share a chunk."""
+COLUMNS = 96
+"""The same of columns, of which all depend on few, too (measured for 64 to 256 columns and 128 to 512: with half or
+twice as many it takes as long, without such bands up to twice as long)."""
 NARROW = 60.0
 """Logits of an image within this range are shifted by the largest of them all instead of each pixel's: none of their
 exponentials is too small for float32."""
+
+Band = tuple[slice, slice, Tensor]
+"""Rows or columns of the head's logits, upsampled ones that depend on no others, and the shares of these in those."""
 
 
 def upsampled_cross_entropy(
@@ -65,8 +74,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
             work = _Pass(upsampling.rows.to(dtype), upsampling.columns.to(dtype), targets)
             wanted = differentiable and ctx.needs_input_grad[0]
             gradient = logits.new_empty(logits.shape, dtype=dtype) if wanted else None
-            for number, image in enumerate(logits.to(dtype)):
-                work.add(image, mask[number], None if gradient is None else gradient[number])
+            work.add(logits.to(dtype), mask, gradient)
         if gradient is not None:
             ctx.save_for_backward(gradient.div_(work.divisor).to(logits.dtype))
         return (work.loss / work.divisor).to(dtype)
@@ -108,9 +116,9 @@ class _Pass:
 
     def __init__(self, rows: Tensor, columns: Tensor, targets: _Targets) -> None:
         self.rows, self.columns, self.targets = rows, columns, targets
+        self._across = list(_bands(columns, COLUMNS))
         self.loss = torch.zeros((), dtype=torch.float64)
         self.weight = torch.zeros((), dtype=torch.float64)
-        self._bands: list[tuple[slice, slice]] | None = None
 
     @property
     def divisor(self) -> Tensor:
@@ -118,57 +126,112 @@ class _Pass:
         return self.weight.clamp_min(1e-12)
 
     def add(self, logits: Tensor, mask: Tensor, gradient: Tensor | None) -> None:
-        """Add an image's sums, and write its gradient. logits, gradient: (K, h, w), mask: (H, W) int64."""
-        if self._bands is None:
-            self._bands = list(_bands(self.rows, len(logits) * self.columns.shape[1] * logits.itemsize))
-        wide = logits.contiguous() @ self.columns  # (K, h, W)
-        low, high = wide.aminmax()
+        """Add all sums, and write the gradient. logits, gradient: (B, K, h, w), mask: (B, H, W) int64."""
+        row_bytes = logits.shape[1] * self.columns.shape[1] * logits.itemsize
+        count = min(len(logits), max(1, chunk_bytes() // (ROWS * row_bytes)))
+        bands = list(_bands(self.rows, max(1, chunk_bytes() // (count * row_bytes))))
+        for start in range(0, len(logits), count):
+            some = slice(start, start + count)
+            self._add(logits[some], mask[some], bands, None if gradient is None else gradient[some])
+
+    def _add(self, logits: Tensor, mask: Tensor, bands: list[Band], gradient: Tensor | None) -> None:
+        """The same of some images."""
+        low, high = logits.aminmax()
         narrow = bool(high - low < NARROW)
         if narrow:
-            wide -= high  # what is upsampled from them is shifted as much
-        slopes = None if gradient is None else torch.zeros_like(wide)
-        for few, many in self._bands:
-            share = self.rows[few, many]
-            fine = share.T @ wide[:, few]  # (K, rows, W)
-            self._replace(fine.flatten(1), mask[many].flatten(), shifted=narrow, keep=slopes is not None)
-            if slopes is not None:
-                slopes[:, few] += share @ fine
-        if gradient is not None and slopes is not None:
-            torch.matmul(slopes, self.columns.T, out=gradient)
+            logits = logits - high  # what is upsampled from them is shifted as much
+        coarse = logits.permute(2, 0, 1, 3).contiguous()  # (h, B, K, w)
+        wide = coarse.new_empty(*coarse.shape[:3], self.columns.shape[1])  # (h, B, K, W)
+        for few, many, share in self._across:
+            torch.mm(coarse.flatten(0, 2)[:, few], share, out=wide.flatten(0, 2)[:, many])
+        slopes = torch.zeros_like(wide)
+        room = wide.new_empty(bands[0][1].stop, *wide.shape[1:])  # one for all bands stays in the cache
+        pixels = _Pixels.of(self.targets, mask.transpose(0, 1).contiguous())
+        for few, many, share in bands:
+            fine = room[: share.shape[1]]  # (rows, B, K, W)
+            torch.mm(share.T, wide[few].flatten(1), out=fine.flatten(1))
+            if not narrow:
+                fine -= fine.amax(2, keepdim=True)
+            pixels.replace(many, fine, keep=gradient is not None)
+            if gradient is not None:
+                slopes[few].flatten(1).addmm_(share, fine.flatten(1))
+        if gradient is not None:
+            found = torch.zeros_like(coarse)
+            for few, many, share in self._across:
+                found.flatten(0, 2)[:, few].addmm_(slopes.flatten(0, 2)[:, many], share.T)
+            gradient.copy_(found.permute(1, 2, 0, 3))
+        self.loss += pixels.loss()
+        self.weight += pixels.weight.sum()
 
-    def _replace(self, logits: Tensor, labels: Tensor, *, shifted: bool, keep: bool) -> None:
-        """Add the sums of some pixels, and put the gradient (times the divisor) in the place of their logits.
 
-        logits: (K, N), labels: (N,) int64. `shifted`: to where their exponentials can be summed. `keep`: the gradient
-        is wanted.
-        """
-        targets = self.targets
-        index = targets.index.index_select(0, labels)[None]
-        weight = targets.weight.index_select(0, labels)
-        self.weight += weight.sum()
-        if not shifted:
-            logits -= logits.amax(0)
-        own = weight * targets.rest
-        loss = -torch.dot(own, logits.gather(0, index)[0])
-        pull = own  # of the softmax: the weights of all classes
-        smooth = targets.rest < 1
-        if smooth:
-            labelled = targets.labelled.index_select(0, labels)
-            loss -= torch.dot(targets.smoothed, logits @ labelled)
+@dataclass(frozen=True)
+class _Pixels:
+    """All pixels of some images, (H, B, W): what their labels stand for, and what becomes of their logits."""
+
+    targets: _Targets
+    labelled: Tensor | None
+    """None: the loss has no smoothing."""
+    index: Tensor
+    """(H, B, 1, W)."""
+    weight: Tensor
+    own: Tensor
+    """Of the pixel's own class in the loss."""
+    pull: Tensor
+    """Of the softmax in the gradient: the weights of all classes."""
+    logit: Tensor
+    """Of the pixel's own class, and with smoothing its share of all; filled in."""
+    total: Tensor
+    """Of the exponentials of its logits; filled in."""
+
+    @classmethod
+    def of(cls, targets: _Targets, labels: Tensor) -> _Pixels:
+        """labels: (H, B, W) int64, contiguous."""
+
+        def look_up(table: Tensor) -> Tensor:
+            return table.index_select(0, labels.flatten()).view_as(labels)
+
+        weight = look_up(targets.weight)
+        pull = own = weight * targets.rest
+        labelled = None
+        if targets.rest < 1:
+            labelled = look_up(targets.labelled)
             pull = own + labelled * targets.smoothed.sum()
-        total = logits.exp_().sum(0)
-        self.loss += loss + torch.dot(pull, total.log())
-        if keep:
-            logits *= pull / total
-            logits.scatter_add_(0, index, -own[None])
-            if smooth:
-                logits.addr_(targets.smoothed, labelled, alpha=-1)
+        logit, total = torch.empty_like(weight), torch.empty_like(weight)
+        return cls(targets, labelled, look_up(targets.index).unsqueeze(2), weight, own, pull, logit, total)
+
+    def replace(self, rows: slice, logits: Tensor, *, keep: bool) -> None:
+        """Put the gradient (times the divisor) in the place of some rows' logits (rows, B, K, W).
+
+        Their exponentials can be summed. `keep`: the gradient is wanted.
+        """
+        index, own, logit = self.index[rows], self.own[rows], self.logit[rows]
+        torch.gather(logits, 2, index, out=logit.unsqueeze(2))
+        logit *= own
+        if self.labelled is not None:
+            logit += (self.targets.smoothed @ logits) * self.labelled[rows]
+        torch.sum(logits.exp_(), 2, out=self.total[rows])
+        if not keep:
+            return
+        logits *= (self.pull[rows] / self.total[rows]).unsqueeze(2)
+        logits.scatter_add_(2, index, -own.unsqueeze(2))
+        if self.labelled is not None:
+            logits.addcmul_(self.targets.smoothed[:, None], self.labelled[rows].unsqueeze(2), value=-1)
+
+    def loss(self) -> Tensor:
+        """Scalar, times the divisor."""
+        return torch.dot(self.pull.flatten(), self.total.log().flatten()) - self.logit.sum()
 
 
-def _bands(rows: Tensor, row_bytes: int) -> Iterator[tuple[slice, slice]]:
-    """Rows that make up a chunk, behind those of the head's logits on which they depend. rows: (h, H)."""
-    step = max(1, CHUNK * torch.get_num_threads() // row_bytes)
-    for start in range(0, rows.shape[1], step):
-        many = slice(start, min(start + step, rows.shape[1]))
-        used = rows[:, many].any(1).nonzero()
-        yield slice(int(used[0]), int(used[-1]) + 1), many
+def chunk_bytes() -> int:
+    """Of upsampled logits that are worked on at a time."""
+    return CHUNK * torch.get_num_threads()
+
+
+def _bands(matrix: Tensor, step: int) -> Iterator[Band]:
+    """`step` points at a time. matrix: (few, many), as in `Upsampling`."""
+    used = (matrix != 0).int()
+    first, last = used.argmax(0).tolist(), (len(matrix) - 1 - used.flip(0).argmax(0)).tolist()
+    for start in range(0, matrix.shape[1], step):
+        stop = min(start + step, matrix.shape[1])
+        few, many = slice(first[start], last[stop - 1] + 1), slice(start, stop)
+        yield few, many, matrix[few, many]

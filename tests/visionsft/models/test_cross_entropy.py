@@ -22,13 +22,14 @@ K = len(COUNTS)
 
 
 @contextmanager
-def chunks_of(size: int) -> Iterator[None]:
-    """So few bytes that a small image is many chunks."""
-    before, cross_entropy.CHUNK = cross_entropy.CHUNK, size
+def chunks_of(size: int, *, columns: int = cross_entropy.COLUMNS) -> Iterator[None]:
+    """So few bytes, and columns, that a small image is many chunks."""
+    before = cross_entropy.CHUNK, cross_entropy.COLUMNS
+    cross_entropy.CHUNK, cross_entropy.COLUMNS = size, columns
     try:
         yield
     finally:
-        cross_entropy.CHUNK = before
+        cross_entropy.CHUNK, cross_entropy.COLUMNS = before
 
 
 def case(
@@ -64,6 +65,7 @@ def reference(logits: Tensor, mask: Tensor, factor: int, weights: Tensor, smooth
     smoothing=st.sampled_from([0.0, 0.1]),
     weighted=st.booleans(),
     chunk=st.sampled_from([1, 1000, 10**6]),
+    columns=st.integers(1, 60),
 )
 @settings(max_examples=60, deadline=None)
 def test_equals_torch(
@@ -74,16 +76,19 @@ def test_equals_torch(
     smoothing: float,
     weighted: bool,
     chunk: int,
+    columns: int,
 ) -> None:
     logits, mask, upsampling = case(seed, size=size, factor=factor, cut=cut)
     mask[0, 0, 0] = 1  # torch's mean of no labels isn't a number
     weights = torch.rand(K, generator=torch.Generator().manual_seed(seed)) if weighted else torch.ones(K)
+    given_logits = logits.detach().clone()
     theirs = reference(logits, mask, factor, weights, smoothing)
-    with chunks_of(chunk):
+    with chunks_of(chunk, columns=columns):
         ours = upsampled_cross_entropy(
             logits, mask, upsampling, weights=weights, ignore=255, label_smoothing=smoothing
         )
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert torch.equal(logits, given_logits)
     mine, other = (torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs))
     torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
 

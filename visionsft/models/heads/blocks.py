@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,22 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 1) -> nn.Seq
 def projections(channels: Sequence[int], width: int, *, bias: bool = True) -> nn.ModuleList:
     """One 1x1 convolution a feature map, each to `width` channels."""
     return nn.ModuleList(nn.Conv2d(c, width, 1, bias=bias) for c in channels)
+
+
+def projected_sum(projections: Iterable[nn.Module], maps: Sequence[Tensor]) -> Tensor:
+    """The sum of what 1x1 convolutions without bias make of maps (B, C_i, H, W), all of one size.
+
+    For training: each product with a weight matrix adds to the one before, which takes a CPU two thirds of the time of
+    convolutions and sums, forwards and backwards.
+    """
+    size = maps[0].shape[-2:]
+    summed: Tensor | None = None
+    for projection, each in zip(projections, maps, strict=True):
+        assert isinstance(projection, nn.Conv2d)
+        pixels, weight = each.permute(0, 2, 3, 1).flatten(0, 2), projection.weight.flatten(1).T
+        summed = pixels @ weight if summed is None else torch.addmm(summed, pixels, weight)
+    assert summed is not None
+    return summed.unflatten(0, (-1, *size)).permute(0, 3, 1, 2)
 
 
 class _Classifier(nn.Sequential):
