@@ -36,7 +36,7 @@ from datamodules.sampling import EpochSampler
 from visionsft.memory import keep_freed_memory
 from visionsft.models import create_model
 from visionsft.models.losses import build_loss
-from visionsft.training.features import CachedLoader, FeatureCache, _Compute, _layout
+from visionsft.training.features import SHARD, CachedLoader, FeatureCache, _Compute, _layout
 from visionsft.training.precision import DTYPES, resolve
 from visionsft.training.strategies import FeatureBasedStrategy, LayerwiseStrategy, Strategy
 from visionsft.training.tasks import Optimization, SegmentationModule
@@ -127,11 +127,14 @@ def measure(
     image = collate([data[i] for i in range(BATCH)])
     with tempfile.TemporaryDirectory() as folder:
         forward, fill = [], []
-        portion = range(min(len(data), 2 * BATCH))
-        for number in range(min(rounds, 3)):
+        portion = range(min(len(data), SHARD))  # as it is filled
+        for _ in range(min(rounds, 5)):
             forward.append(seconds(lambda: [compute.prefix(b["image"]) for b in compute.load(data, portion)]))
-            trial = FeatureCache(layout, key="trial", folder=Path(folder) / str(number))
-            fill.append(seconds(lambda trial=trial: trial.fill("t", data, portion, compute)))  # type: ignore[misc]
+            # a file that goes leaves its memory to the next: pages that a virtual machine's host has yet to give take
+            # ten times as long to write
+            with tempfile.TemporaryDirectory() as trial:
+                cache = FeatureCache(layout, key="trial", folder=Path(trial))
+                fill.append(seconds(lambda cache=cache: cache.fill("t", data, portion, compute)))  # type: ignore[misc]
         cache = FeatureCache(layout, key="key", folder=Path(folder))
         shards = cache.fill("train", data, range(len(data)), compute)
         loader = CachedLoader(

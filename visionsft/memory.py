@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SPARE = 64 * 2**20
-"""Bytes by which a process may grow over what it is after a scene's first row of tiles."""
+"""Bytes by which a process may grow over what it is after a scene's first tile."""
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
 _mallopt, _malloc_trim = (

@@ -103,9 +103,11 @@ def _codes(scores: Tensor, left_out: Tensor, *, samples: int = 1) -> Tensor:
 def _histogram(scores: Tensor, codes: Tensor, *, right: Tensor, samples: int = 1) -> NDArray[np.float64]:
     """scores, codes: (R, P); right: the codes of those that are right -> (samples, R, BINS, 3)."""
     size, flat = samples * len(scores) * BINS, codes.ravel()
-    pixels = torch.bincount(flat, minlength=size + 1)
-    confidence = torch.bincount(flat, weights=scores.ravel().double(), minlength=size + 1)
-    columns = [pixels, confidence, torch.bincount(right, minlength=size + 1)]
+    # one count for both: each pixel adds its probability, and a unit that is more than all of them can sum up to
+    unit = 2.0 ** scores.shape[1].bit_length()
+    sums = torch.bincount(flat, weights=scores.ravel().double().add_(unit), minlength=size + 1)
+    pixels = (sums / unit).floor_()
+    columns = [pixels, sums - pixels * unit, torch.bincount(right, minlength=size + 1)]
     found = torch.stack([column[:size].double() for column in columns], -1)
     return found.reshape(samples, -1, BINS, 3).cpu().numpy()
 

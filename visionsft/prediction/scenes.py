@@ -223,21 +223,23 @@ def read_groups(
     source: Source, grid: Grid, groups: Iterable[Sequence[tuple[int, int]]]
 ) -> Iterator[list[Tile]]:
     """The tiles of each group of places, read ahead where that is faster."""
-    tiles = _read_rows(source, grid, groups)
+    tiles = _read_groups(source, grid, groups)
     return ahead(tiles) if source.waits else tiles
 
 
-def _read_rows(
+def _read_groups(
     source: Source, grid: Grid, groups: Iterable[Sequence[tuple[int, int]]]
 ) -> Iterator[list[Tile]]:
-    """Between rows of tiles the process is kept from growing."""
-    row: int | None = None
+    """Between groups the process is kept from growing, once a model has seen one of them."""
     usual: int | None = None
+    computed = False
     for group in groups:
-        if row not in (None, group[0][0]):
+        if computed:
             usual = limit_growth(usual)
-        row = group[0][0]
-        yield read_tiles(source, grid, group)
+        tiles = read_tiles(source, grid, group)
+        computed = computed or any(tile.image is not None for tile in tiles)
+        yield tiles
+        del tiles  # before the next ones are there
 
 
 def first_tile(source: Source, grid: Grid) -> Tensor | None:

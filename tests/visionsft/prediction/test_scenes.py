@@ -147,18 +147,16 @@ def test_pieces_are_where_the_model_is_those_without_measurement_too() -> None:
     assert {piece.logits.device.type for piece in pieces} == {"meta"}
 
 
-@pytest.mark.parametrize("first", [0, 2])
-def test_what_is_usual_is_seen_after_the_first_row_of_tiles(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_usual_is_seen_after_the_first_tile_that_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
     monkeypatch.setattr(scenes, "limit_growth", lambda usual: seen.append((len(tiles), usual)) or 7)
-    grid = plan_grid((90, 40), size=20, overlap=8)
+    source, grid = make_source(90, 40), plan_grid((90, 40), size=20, overlap=8)
+    source.valid[:20] = False  # all of the first row of tiles
     tiles: list[object] = []
-    groups = ([place] for place in grid if place[0] >= first)
-    for group in scenes.read_groups(make_source(90, 40), grid, groups):
+    for group in scenes.read_groups(source, grid, ([place] for place in grid)):
         tiles += group
-    wide = grid.cols.count
-    rows = range(1, grid.rows.count - first)
-    assert seen == [(wide * row, None if row == 1 else 7) for row in rows]
+    first = grid.cols.count + 1
+    assert seen == [(read, None if read == first else 7) for read in range(first, len(tiles))]
 
 
 def test_no_rows_left_cost_nothing() -> None:
