@@ -124,10 +124,11 @@ class Blender:
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self._down, self._across = grid.rows.ramp(), grid.cols.ramp()
-        self._above: Tensor | None = None
-        """(K, overlap, W): what the row of tiles above gives to the pixels that it shares with this row."""
-        self._below: Tensor | None = None
-        """The same for the row below; filled from left to right."""
+        self._shared: Tensor | None = None
+        """(K, overlap, W): what the row of tiles above gives to the pixels that it shares with this row. From left to
+        right, once read, it becomes what this row gives to those of the row below."""
+        self._first = True
+        """No row of tiles is complete yet."""
         self._left: Tensor | None = None
         """(K, h, overlap): what the tile on the left gives."""
 
@@ -142,15 +143,16 @@ class Blender:
         values = self._join_left(col, values)
         left, right = cols.own(col)
         complete = values[:, :, : right - left]
-        if rows.overlap and self._above is not None:
+        if rows.overlap and not self._first:
+            assert self._shared is not None, "tiles come from above"
             ramp = self._down.to(complete)[:, None]
-            complete[:, : rows.overlap].mul_(ramp).add_(self._above[:, :, left:right])
+            complete[:, : rows.overlap].mul_(ramp).add_(self._shared[:, :, left:right])
         if row < rows.count - 1:
             self._keep_below(left, right, complete)
         top, bottom = rows.own(row)
         own = complete[:, : bottom - top]
         if col == cols.count - 1:
-            self._above, self._below = self._below, None
+            self._first = False
         return own
 
     def _join_left(self, col: int, values: Tensor) -> Tensor:
@@ -169,10 +171,10 @@ class Blender:
         rows = self.grid.rows
         if not rows.overlap:
             return
-        if self._below is None:
-            self._below = complete.new_zeros((len(complete), rows.overlap, self.grid.cols.length))
+        if self._shared is None:
+            self._shared = complete.new_empty((len(complete), rows.overlap, self.grid.cols.length))
         ramp = self._down.to(complete)[:, None]
-        torch.mul(complete[:, rows.stride :], 1 - ramp, out=self._below[:, :, left:right])
+        torch.mul(complete[:, rows.stride :], 1 - ramp, out=self._shared[:, :, left:right])
 
 
 def _up(length: int, multiple: int) -> int:
