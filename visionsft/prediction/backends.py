@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from visionsft.errors import ConfigError, ConversionError, RunError, nearest
+from visionsft.memory import keeping_freed_memory
 from visionsft.models.inference import check_numbers, check_weights, compute_logits
 from visionsft.prediction.conversion import open_session, require, to_onnx, to_openvino
 from visionsft.prediction.parity import REDUCED, compare
@@ -65,13 +67,20 @@ class OnnxRuntimeBackend:
 
     def __init__(self, loaded: LoadedRun) -> None:
         require("onnxruntime", extra="onnxruntime")
+        self._num_classes = loaded.model.num_classes
         self._session = lru_cache(SIZES)(
             lambda shape: open_session(to_onnx(loaded.model, torch.zeros(1, *shape)).SerializeToString())
         )
 
     def __call__(self, image: Tensor) -> Tensor:
+        image = image.cpu().contiguous()
         session = self._session(tuple(image.shape[1:]))
-        return check_numbers(torch.from_numpy(session.run(None, {"image": image.cpu().numpy()})[0]))
+        logits = _room_for_logits(image, self._num_classes)
+        binding = session.io_binding()  # what `run` returns is a copy
+        for bind, name, tensor in ((binding.bind_input, "image", image), (binding.bind_output, "logits", logits)):
+            bind(name, "cpu", 0, np.float32, tuple(tensor.shape), tensor.data_ptr())
+        session.run_with_iobinding(binding)
+        return check_numbers(logits)
 
 
 class OpenVinoBackend:
@@ -98,7 +107,7 @@ class OpenVinoBackend:
         from openvino import Tensor as SharedTensor
 
         image = image.cpu().contiguous()
-        logits = torch.empty(len(image), self._num_classes, *image.shape[2:])
+        logits = _room_for_logits(image, self._num_classes)
         requests = self._requests(tuple(image.shape))
         for request, source, target in zip(requests, image.split(1), logits.split(1), strict=True):
             request.set_input_tensor(SharedTensor(source.numpy(), shared_memory=True))
@@ -120,6 +129,12 @@ class OpenVinoBackend:
         }
         compiled = self._core.compile_model(self._converted(shape[1:]), "CPU", options)
         return [compiled.create_infer_request() for _ in range(count)]
+
+
+def _room_for_logits(image: Tensor, num_classes: int) -> Tensor:
+    """Uninitialised; in memory that the process has already, as new pages take some time."""
+    with keeping_freed_memory():
+        return torch.empty(len(image), num_classes, *image.shape[2:])
 
 
 @lru_cache(1)
