@@ -230,14 +230,14 @@ def read_groups(
 def _read_groups(
     source: Source, grid: Grid, groups: Iterable[Sequence[tuple[int, int]]]
 ) -> Iterator[list[Tile]]:
-    """Between groups the process is kept from growing, once a model has seen one of them."""
+    """Between groups the process is kept from growing, once a model has computed one of them: has taken its memory."""
     usual: int | None = None
-    computed = False
+    given, wanted = 0, 2 if source.waits else 1  # read ahead, a second one is begun while the first is computed
     for group in groups:
-        if computed:
+        if given >= wanted:
             usual = limit_growth(usual)
         tiles = read_tiles(source, grid, group)
-        computed = computed or any(tile.image is not None for tile in tiles)
+        given += any(tile.image is not None for tile in tiles)
         yield tiles
         del tiles  # before the next ones are there
 

@@ -147,16 +147,21 @@ def test_pieces_are_where_the_model_is_those_without_measurement_too() -> None:
     assert {piece.logits.device.type for piece in pieces} == {"meta"}
 
 
-def test_what_is_usual_is_seen_after_the_first_tile_that_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_is_usual_is_seen_after_the_first_tile_that_is_computed(
+    waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[object] = []
     monkeypatch.setattr(scenes, "limit_growth", lambda usual: seen.append((len(tiles), usual)) or 7)
     source, grid = make_source(90, 40), plan_grid((90, 40), size=20, overlap=8)
     source.valid[:20] = False  # all of the first row of tiles
+    source.waits = waits
     tiles: list[object] = []
-    for group in scenes.read_groups(source, grid, ([place] for place in grid)):
-        tiles += group
-    first = grid.cols.count + 1
-    assert seen == [(read, None if read == first else 7) for read in range(first, len(tiles))]
+    read = scenes.read_tiles
+    monkeypatch.setattr(scenes, "read_tiles", lambda *given: tiles.append(given[-1]) or read(*given))
+    assert len(list(scenes.read_groups(source, grid, ([place] for place in grid)))) == len(tiles)
+    first = grid.cols.count + (2 if waits else 1)  # with a second one that is read while the first is computed
+    assert seen == [(count, None if count == first else 7) for count in range(first, len(tiles))]
 
 
 def test_no_rows_left_cost_nothing() -> None:
