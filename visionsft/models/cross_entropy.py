@@ -29,8 +29,8 @@ COLUMNS = 96
 """The same of columns, of which all depend on few, too (measured for 64 to 256 columns and 128 to 512: with half or
 twice as many it takes as long, without such bands up to twice as long)."""
 NARROW = 60.0
-"""Logits of an image within this range are shifted by the largest of them all instead of each pixel's: none of their
-exponentials is too small for float32."""
+"""Logits of some images within this range are shifted by the largest of them all instead of each pixel's: none of
+their exponentials is too small for float32."""
 
 Band = tuple[slice, slice, Tensor]
 """Rows or columns of the head's logits, upsampled ones that depend on no others, and the shares of these in those."""
@@ -127,9 +127,10 @@ class _Pass:
 
     def add(self, logits: Tensor, mask: Tensor, gradient: Tensor | None) -> None:
         """Add all sums, and write the gradient. logits, gradient: (B, K, h, w), mask: (B, H, W) int64."""
-        row_bytes = logits.shape[1] * self.columns.shape[1] * logits.itemsize
-        count = min(len(logits), max(1, chunk_bytes() // (ROWS * row_bytes)))
-        bands = list(_bands(self.rows, max(1, chunk_bytes() // (count * row_bytes))))
+        # upsampled rows, of one image each, that are worked on at a time
+        lines = CHUNK * torch.get_num_threads() // (logits.shape[1] * self.columns.shape[1] * logits.itemsize)
+        count = min(len(logits), max(1, lines // ROWS))
+        bands = list(_bands(self.rows, max(1, lines // count)))
         for start in range(0, len(logits), count):
             some = slice(start, start + count)
             self._add(logits[some], mask[some], bands, None if gradient is None else gradient[some])
@@ -220,11 +221,6 @@ class _Pixels:
     def loss(self) -> Tensor:
         """Scalar, times the divisor."""
         return torch.dot(self.pull.flatten(), self.total.log().flatten()) - self.logit.sum()
-
-
-def chunk_bytes() -> int:
-    """Of upsampled logits that are worked on at a time."""
-    return CHUNK * torch.get_num_threads()
 
 
 def _bands(matrix: Tensor, step: int) -> Iterator[Band]:

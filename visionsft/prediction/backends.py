@@ -77,8 +77,8 @@ class OnnxRuntimeBackend:
         session = self._session(tuple(image.shape[1:]))
         logits = _room_for_logits(image, self._num_classes)
         binding = session.io_binding()  # what `run` returns is a copy
-        for bind, name, tensor in ((binding.bind_input, "image", image), (binding.bind_output, "logits", logits)):
-            bind(name, "cpu", 0, np.float32, tuple(tensor.shape), tensor.data_ptr())
+        binding.bind_cpu_input("image", image.numpy())
+        binding.bind_output("logits", "cpu", 0, np.float32, tuple(logits.shape), logits.data_ptr())
         session.run_with_iobinding(binding)
         return check_numbers(logits)
 

@@ -204,6 +204,15 @@ def test_far_apart_logits_are_shifted_pixel_by_pixel(factor: float) -> None:
     torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
 
 
+def test_logits_that_are_computed_with_as_they_are_stay_so() -> None:
+    """Far apart and of one row, they are neither shifted nor copied."""
+    logits, mask, upsampling = case(size=(1, 7))
+    wide = (logits.detach() * 10).requires_grad_()
+    before = wide.detach().clone()
+    build({"name": "cross_entropy"}).of_coarse(wide, upsampling, mask).backward()
+    assert torch.equal(wide, before)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_no_number_stays_none(value: float) -> None:
     logits, mask, upsampling = case(ignored=0)
