@@ -9,7 +9,6 @@ of Liger Kernel's fused linear cross-entropy, Hsu et al. 2024, for language mode
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from visionsft.models.upsampling import Upsampling
+from visionsft.models.upsampling import Band, Upsampling
 
 CHUNK = 1536 * 1024
 """Bytes of upsampled logits that are worked on at a time by a thread: about an L2 cache (measured on two cores: a
@@ -32,9 +31,6 @@ NARROW = 60.0
 """Logits of some images within this range are shifted by the largest of them all instead of each pixel's: none of
 their exponentials is too small for float32."""
 
-Band = tuple[slice, slice, Tensor]
-"""Rows or columns of the head's logits, upsampled ones that depend on no others, and the shares of these in those."""
-
 
 def upsampled_cross_entropy(
     logits: Tensor,
@@ -48,7 +44,7 @@ def upsampled_cross_entropy(
     """F.cross_entropy of upsampling(logits), on a CPU; 0 without labelled pixels. Differentiable once.
 
     logits: (B, K, h, w) of any float dtype, computed with in float32 (float64 stays);
-    mask: (B, H, W) int64, a class or `ignore`; weights: (K,) -> scalar.
+    mask: (B, H, W) int64 or uint8, a class or `ignore`; weights: (K,) -> scalar.
     """
     loss: Tensor = _UpsampledCrossEntropy.apply(
         logits, mask, upsampling, weights, ignore, label_smoothing, torch.is_grad_enabled()
@@ -70,14 +66,16 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         targets = _Targets.of(weights.to(dtype), ignore=ignore, smoothing=label_smoothing)
+        wanted = differentiable and ctx.needs_input_grad[0]
         with torch.autocast("cpu", enabled=False):
-            work = _Pass(upsampling.rows.to(dtype), upsampling.columns.to(dtype), targets)
-            wanted = differentiable and ctx.needs_input_grad[0]
-            gradient = logits.new_empty(logits.shape, dtype=dtype) if wanted else None
-            work.add(logits.to(dtype), mask, gradient)
-        if gradient is not None:
-            ctx.save_for_backward(gradient.div_(work.divisor).to(logits.dtype))
-        return (work.loss / work.divisor).to(dtype)
+            work = _Pass(upsampling, targets, dtype, with_gradient=wanted)
+            parts = work.add(logits, mask)
+        if wanted:
+            gradient = torch.empty_like(logits)
+            for some, part in parts:
+                gradient[some] = part.div_(work.divisor).permute(1, 2, 0, 3)
+            ctx.save_for_backward(gradient)
+        return weights.new_tensor(work.loss / work.divisor, dtype=dtype)
 
     @staticmethod
     @once_differentiable
@@ -88,146 +86,130 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Targets:
-    """What a pixel's label stands for; the tables are indexed by labels."""
+    """What a pixel's label stands for."""
 
-    index: Tensor
-    """(labels,) int64: the class; 0 where ignored."""
-    weight: Tensor
-    """(labels,): of the class; 0 where ignored."""
-    labelled: Tensor
-    """(labels,): 0 where ignored, else 1."""
-    smoothed: Tensor
-    """(K,): the share of every class in a labelled pixel's loss."""
+    weights: Tensor
+    """(K,)."""
+    even: float | None
+    """The weight of all classes, if it is one."""
+    ignore: int
     rest: float
     """The share of the pixel's own class, in parts of its weight."""
+    smoothed: Tensor | None
+    """(K,): the share of every class in a labelled pixel's loss; None without smoothing."""
 
     @classmethod
     def of(cls, weights: Tensor, *, ignore: int, smoothing: float) -> _Targets:
-        count = max(ignore + 1, len(weights))
-        index = torch.arange(count)  # what is neither a class nor `ignore` fails when it is looked up
-        weight, labelled = weights.new_zeros(count), weights.new_ones(count)
-        weight[: len(weights)] = weights
-        index[ignore], weight[ignore], labelled[ignore] = 0, 0, 0
-        return cls(index, weight, labelled, weights * (smoothing / len(weights)), 1 - smoothing)
+        low, high = (bound.item() for bound in weights.aminmax())
+        smoothed = weights * (smoothing / len(weights)) if smoothing else None
+        return cls(weights, low if low == high else None, ignore, 1 - smoothing, smoothed)
 
 
 class _Pass:
     """One pass over a batch."""
 
-    def __init__(self, rows: Tensor, columns: Tensor, targets: _Targets) -> None:
-        self.rows, self.columns, self.targets = rows, columns, targets
-        self._across = list(_bands(columns, COLUMNS))
-        self.loss = torch.zeros((), dtype=torch.float64)
-        self.weight = torch.zeros((), dtype=torch.float64)
+    def __init__(self, upsampling: Upsampling, targets: _Targets, dtype: torch.dtype, *, with_gradient: bool) -> None:
+        self.upsampling, self.targets, self.dtype = upsampling, targets, dtype
+        self.with_gradient = with_gradient
+        self.loss = 0.0
+        self.weight = 0.0
 
     @property
-    def divisor(self) -> Tensor:
-        """Scalar float64, the weight of all pixels; not 0."""
-        return self.weight.clamp_min(1e-12)
+    def divisor(self) -> float:
+        """The weight of all pixels; not 0."""
+        return max(self.weight, 1e-12)
 
-    def add(self, logits: Tensor, mask: Tensor, gradient: Tensor | None) -> None:
-        """Add all sums, and write the gradient. logits, gradient: (B, K, h, w), mask: (B, H, W) int64."""
+    def add(self, logits: Tensor, mask: Tensor) -> list[tuple[slice, Tensor]]:
+        """Add all sums; returns some images each and their gradient (h, B, K, w) times the divisor, where it's wanted.
+
+        logits: (B, K, h, w), mask: (B, H, W).
+        """
+        (count, classes), width = logits.shape[:2], mask.shape[2]
         # upsampled rows, of one image each, that are worked on at a time
-        lines = CHUNK * torch.get_num_threads() // (logits.shape[1] * self.columns.shape[1] * logits.itemsize)
-        count = min(len(logits), max(1, lines // ROWS))
-        bands = list(_bands(self.rows, max(1, lines // count)))
-        for start in range(0, len(logits), count):
-            some = slice(start, start + count)
-            self._add(logits[some], mask[some], bands, None if gradient is None else gradient[some])
+        lines = CHUNK * torch.get_num_threads() // (classes * width * self.dtype.itemsize)
+        together = min(count, max(1, lines // ROWS))
+        down = self.upsampling.rows.bands(max(1, lines // together), self.dtype)
+        across = self.upsampling.columns.bands(COLUMNS, self.dtype)
+        some = [slice(start, start + together) for start in range(0, count, together)]
+        return [(each, self._add(logits[each], mask[each], down, across)) for each in some]
 
-    def _add(self, logits: Tensor, mask: Tensor, bands: list[Band], gradient: Tensor | None) -> None:
-        """The same of some images."""
-        low, high = logits.aminmax()
+    def _add(self, logits: Tensor, mask: Tensor, down: list[Band], across: list[Band]) -> Tensor:
+        coarse = logits.permute(2, 0, 1, 3).to(self.dtype, copy=True, memory_format=torch.contiguous_format)
+        low, high = coarse.aminmax()
         narrow = bool(high - low < NARROW)
         if narrow:
-            logits = logits - high  # what is upsampled from them is shifted as much
-        coarse = logits.permute(2, 0, 1, 3).contiguous()  # (h, B, K, w)
-        wide = coarse.new_empty(*coarse.shape[:3], self.columns.shape[1])  # (h, B, K, W)
-        for few, many, share in self._across:
+            coarse -= high  # what is upsampled from them is shifted as much
+        labels = _narrowed(mask).transpose(0, 1).contiguous().unsqueeze(2)  # (H, B, 1, W)
+        labelled = labels != self.targets.ignore
+        labels = labels * labelled.view(torch.uint8)
+        wide = coarse.new_empty(*coarse.shape[:3], labels.shape[3])  # (h, B, K, W)
+        for few, many, share in across:
             torch.mm(coarse.flatten(0, 2)[:, few], share, out=wide.flatten(0, 2)[:, many])
-        slopes = torch.zeros_like(wide)
-        room = wide.new_empty(bands[0][1].stop, *wide.shape[1:])  # one for all bands stays in the cache
-        pixels = _Pixels.of(self.targets, mask.transpose(0, 1).contiguous())
-        for few, many, share in bands:
-            fine = room[: share.shape[1]]  # (rows, B, K, W)
-            torch.mm(share.T, wide[few].flatten(1), out=fine.flatten(1))
+        slopes = torch.zeros_like(wide) if self.with_gradient else wide
+        weight = labelled.view(torch.uint8).to(self.dtype)
+        if self.targets.even is None:
+            weight *= self.targets.weights.take(labels.long())
+        else:
+            weight *= self.targets.even
+        pull, own = weight, weight * -self.targets.rest
+        if self.targets.smoothed is not None:
+            pull = labelled * self.targets.smoothed.sum() - own
+        logit, total = torch.empty_like(weight), torch.empty_like(weight)
+        # as few calls as can be in the loop: on small images they take as long as the work
+        step = down[0][1].stop
+        parts = zip(down, *(each.split(step) for each in (labels, labelled, pull, own, logit, total)), strict=True)
+        lines, sums = wide.flatten(1), slopes.flatten(1)
+        fine = wide.new_empty(step, *wide.shape[1:])  # (rows, B, K, W), one for all bands stays in the cache
+        for (few, _, share), *pixels in parts:
+            fine = fine[: share.shape[1]]
+            torch.mm(share.T, lines[few], out=fine.flatten(1))
             if not narrow:
                 fine -= fine.amax(2, keepdim=True)
-            pixels.replace(many, fine, keep=gradient is not None)
-            if gradient is not None:
-                slopes[few].flatten(1).addmm_(share, fine.flatten(1))
-        if gradient is not None:
-            found = torch.zeros_like(coarse)
-            for few, many, share in self._across:
-                found.flatten(0, 2)[:, few].addmm_(slopes.flatten(0, 2)[:, many], share.T)
-            gradient.copy_(found.permute(1, 2, 0, 3))
-        self.loss += pixels.loss()
-        self.weight += pixels.weight.sum()
+            self._replace(fine, *pixels)
+            if self.with_gradient:
+                sums[few].addmm_(share, fine.flatten(1))
+        self.weight += weight.sum().item()
+        self.loss += torch.dot(pull.flatten(), total.log_().flatten()).item()
+        self.loss += torch.dot(own.flatten(), logit.flatten()).item()
+        if self.with_gradient:
+            coarse.zero_()
+            for few, many, share in across:
+                coarse.flatten(0, 2)[:, few].addmm_(slopes.flatten(0, 2)[:, many], share.T)
+        return coarse
 
+    def _replace(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        labelled: Tensor,
+        pull: Tensor,
+        own: Tensor,
+        logit: Tensor,
+        total: Tensor,
+    ) -> None:
+        """Put the gradient of some rows (times the divisor) in the place of their logits (rows, B, K, W).
 
-@dataclass(frozen=True)
-class _Pixels:
-    """All pixels of some images, (H, B, W): what their labels stand for, and what becomes of their logits."""
-
-    targets: _Targets
-    labelled: Tensor | None
-    """None: the loss has no smoothing."""
-    index: Tensor
-    """(H, B, 1, W)."""
-    weight: Tensor
-    own: Tensor
-    """Of the pixel's own class in the loss."""
-    pull: Tensor
-    """Of the softmax in the gradient: the weights of all classes."""
-    logit: Tensor
-    """Of the pixel's own class, and with smoothing its share of all; filled in."""
-    total: Tensor
-    """Of the exponentials of its logits; filled in."""
-
-    @classmethod
-    def of(cls, targets: _Targets, labels: Tensor) -> _Pixels:
-        """labels: (H, B, W) int64, contiguous."""
-
-        def look_up(table: Tensor) -> Tensor:
-            return table.index_select(0, labels.flatten()).view_as(labels)
-
-        weight = look_up(targets.weight)
-        pull = own = weight * targets.rest
-        labelled = None
-        if targets.rest < 1:
-            labelled = look_up(targets.labelled)
-            pull = own + labelled * targets.smoothed.sum()
-        logit, total = torch.empty_like(weight), torch.empty_like(weight)
-        return cls(targets, labelled, look_up(targets.index).unsqueeze(2), weight, own, pull, logit, total)
-
-    def replace(self, rows: slice, logits: Tensor, *, keep: bool) -> None:
-        """Put the gradient (times the divisor) in the place of some rows' logits (rows, B, K, W).
-
-        Their exponentials can be summed. `keep`: the gradient is wanted.
+        All others are (rows, B, 1, W). labels: 0 where not labelled; pull: of the softmax in the gradient, which is
+        what all classes weigh in the pixel's loss; own: of the pixel's class in the gradient. Filled in: the logit of
+        that class, and the sum of the exponentials of all.
         """
-        index, own, logit = self.index[rows], self.own[rows], self.logit[rows]
-        torch.gather(logits, 2, index, out=logit.unsqueeze(2))
-        logit *= own
-        if self.labelled is not None:
-            logit += (self.targets.smoothed @ logits) * self.labelled[rows]
-        torch.sum(logits.exp_(), 2, out=self.total[rows])
-        if not keep:
+        index, smoothed = labels.long(), self.targets.smoothed
+        torch.gather(logits, 2, index, out=logit)
+        if smoothed is not None:
+            self.loss -= ((smoothed @ logits) * labelled.squeeze(2)).sum().item()
+        torch.sum(logits.exp_(), 2, keepdim=True, out=total)
+        if not self.with_gradient:
             return
-        logits *= (self.pull[rows] / self.total[rows]).unsqueeze(2)
-        logits.scatter_add_(2, index, -own.unsqueeze(2))
-        if self.labelled is not None:
-            logits.addcmul_(self.targets.smoothed[:, None], self.labelled[rows].unsqueeze(2), value=-1)
-
-    def loss(self) -> Tensor:
-        """Scalar, times the divisor."""
-        return torch.dot(self.pull.flatten(), self.total.log().flatten()) - self.logit.sum()
+        logits *= pull / total
+        logits.scatter_add_(2, index, own)
+        if smoothed is not None:
+            logits.addcmul_(smoothed[:, None], labelled, value=-1)
 
 
-def _bands(matrix: Tensor, step: int) -> Iterator[Band]:
-    """`step` points at a time. matrix: (few, many), as in `Upsampling`."""
-    used = (matrix != 0).int()
-    first, last = used.argmax(0).tolist(), (len(matrix) - 1 - used.flip(0).argmax(0)).tolist()
-    for start in range(0, matrix.shape[1], step):
-        stop = min(start + step, matrix.shape[1])
-        few, many = slice(first[start], last[stop - 1] + 1), slice(start, stop)
-        yield few, many, matrix[few, many]
+def _narrowed(mask: Tensor) -> Tensor:
+    """As bytes, which are several times as fast to work with, if all labels fit."""
+    if mask.dtype != torch.uint8:
+        low, high = mask.aminmax()
+        if low >= 0 and high <= 255:
+            return mask.to(torch.uint8)
+    return mask

@@ -77,7 +77,7 @@ class CrossEntropy(nn.Module):
         return loss / _not_zero(weights.sum())
 
     def of_coarse(self, logits: Tensor, upsampling: Upsampling, mask: Tensor) -> Tensor:
-        """The same of logits (B, K, h, w) that are yet to be upsampled, on a CPU; mask: (B, H, W) int64."""
+        """The same of logits (B, K, h, w) that are yet to be upsampled, on a CPU; mask: (B, H, W) int64 or uint8."""
         return upsampled_cross_entropy(
             logits, mask, upsampling,
             weights=self.weights, ignore=IGNORE, label_smoothing=self.label_smoothing,
@@ -197,10 +197,10 @@ class SegmentationLoss(nn.Module):
     def of_coarse(self, logits: Tensor, upsampling: Upsampling, mask: Tensor) -> Tensor:
         """The loss of upsampling(logits), which cross-entropy alone takes some rows at a time on a CPU.
 
-        logits: (B, K, h, w), mask: (B, H, W).
+        logits: (B, K, h, w), mask: (B, H, W) int64 or uint8, which the CPU is faster with.
         """
         if logits.device.type != "cpu" or not all(isinstance(term, CrossEntropy) for term in self.terms):
-            loss: Tensor = self(upsampling(logits), mask)
+            loss: Tensor = self(upsampling(logits), mask.long())
             return loss
         losses = [
             factor * term.of_coarse(logits, upsampling, mask)  # type: ignore[operator]

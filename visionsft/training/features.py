@@ -44,8 +44,8 @@ _ALIGNED = 64  # bytes: where arrays begin
 Storage = Literal["ram", "disk"]
 Data = SegmentationDataModule | ClassificationDataModule
 FeatureBatch = dict[str, Any]
-"""A batch of the data module whose image is an empty stand-in of the images' size, with "features": what
-`Cut.suffix` takes, each (B, ...), in the cache's number type."""
+"""A batch of the data module whose image is an empty stand-in of the images' size and whose mask is uint8, with
+"features": what `Cut.suffix` takes, each (B, ...), in the cache's number type."""
 
 
 class CacheError(ValueError):
@@ -59,14 +59,14 @@ class Target:
     name: str
     shape: tuple[int, ...]
     given: torch.dtype
-    """In the sample."""
+    """In a batch: as in the sample, but masks as they are kept."""
     kept: torch.dtype
 
     @classmethod
     def of(cls, name: str, tensor: Tensor) -> Target:
         """Masks hold class indices or 255, so that they, like validity, fit into a byte a pixel."""
         kept = torch.uint8 if tensor.ndim == 2 else tensor.dtype
-        return cls(name, tuple(tensor.shape), tensor.dtype, kept)
+        return cls(name, tuple(tensor.shape), kept if name == "mask" else tensor.dtype, kept)
 
 
 @dataclass(frozen=True)

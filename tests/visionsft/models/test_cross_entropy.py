@@ -221,6 +221,16 @@ def test_what_is_no_number_stays_none(value: float) -> None:
     assert build({"name": "cross_entropy"}).of_coarse(broken, upsampling, mask).isnan()
 
 
+def test_masks_of_bytes_give_the_same() -> None:
+    logits, mask, upsampling = case()
+    loss = build({"name": "cross_entropy", "class_weights": "inverse"})
+    mine, theirs = (loss.of_coarse(logits, upsampling, each) for each in (mask.to(torch.uint8), mask))
+    assert torch.equal(mine, theirs)
+    assert torch.equal(*(torch.autograd.grad(each, logits)[0] for each in (mine, theirs)))
+    dice = build({"name": "dice"})
+    assert torch.equal(*(dice.of_coarse(logits, upsampling, each) for each in (mask.to(torch.uint8), mask)))
+
+
 @pytest.mark.parametrize("label", [K, 254, -1, 256])
 def test_labels_that_are_no_classes_are_refused(label: int) -> None:
     logits, mask, upsampling = case()

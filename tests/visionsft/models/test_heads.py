@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from visionsft.errors import ConfigError
 from visionsft.models.heads import HEADS, FpnHead, LinearHead, SegformerHead, UnetHead, UperNetHead
-from visionsft.models.heads.blocks import projected_sum, projections
 
 CHANNELS, STRIDES, CLASSES = (6, 8, 12, 16), (4, 8, 16, 32), 5
 
@@ -181,19 +180,6 @@ def test_segformer_draws_finer_logits_from_each_patch_of_a_plain_vit() -> None:
     changed = (head(maps) != before).any(1)[0]
     assert changed[4:8, 8:12].all()
     assert changed.sum() == 16
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_maps_of_one_size_are_projected_and_summed_as_by_convolutions(layout: torch.memory_format) -> None:
-    torch.manual_seed(0)
-    layers = projections((3, 4, 7), 5, bias=False)
-    maps = [torch.randn(2, channels, 3, 6).to(memory_format=layout).requires_grad_() for channels in (3, 4, 7)]
-    wanted = torch.stack([layer(each) for layer, each in zip(layers, maps, strict=True)]).sum(0)
-    found = projected_sum(layers, maps)
-    torch.testing.assert_close(found, wanted)
-    leaves = [*layers.parameters(), *maps]
-    slope = torch.randn_like(wanted)
-    torch.testing.assert_close(*(torch.autograd.grad(each, leaves, slope) for each in (found, wanted)))
 
 
 def test_fpn_pyramid_equals_smp() -> None:

@@ -34,3 +34,15 @@ def test_float32_under_autocast() -> None:
         assert torch.equal(upsampling(maps), upsampling(maps.contiguous(memory_format=torch.channels_last)))
         assert upsampling(maps.bfloat16()).dtype == torch.float32
     torch.testing.assert_close(upsampling(maps), F.interpolate(maps, (16, 16), mode="bilinear"))
+
+
+def test_what_was_asked_for_without_gradients_trains() -> None:
+    """The matrices are kept between calls; tensors of the inference mode can't take part in a backward pass."""
+    sizes = (3, 7), (33, 77), (32, 75)  # of no other test
+    with torch.inference_mode():
+        first = bilinear_upsampling(*sizes, device=CPU)
+    maps = torch.randn(1, 2, *sizes[0], requires_grad=True)
+    upsampling = bilinear_upsampling(*sizes, device=CPU)
+    assert upsampling is first
+    upsampling(maps).sum().backward()
+    assert maps.grad is not None

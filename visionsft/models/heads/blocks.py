@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionsft.models.upsampling import interpolation
+from visionsft.models.heads.fusing import add_resized
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 1) -> nn.Sequential:
@@ -21,22 +21,6 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel: int = 1) -> nn.Seq
 def projections(channels: Sequence[int], width: int, *, bias: bool = True) -> nn.ModuleList:
     """One 1x1 convolution a feature map, each to `width` channels."""
     return nn.ModuleList(nn.Conv2d(c, width, 1, bias=bias) for c in channels)
-
-
-def projected_sum(projections: Iterable[nn.Module], maps: Sequence[Tensor]) -> Tensor:
-    """The sum of what 1x1 convolutions without bias make of maps (B, C_i, H, W), all of one size.
-
-    For training: each product with a weight matrix adds to the one before, which takes a CPU two thirds of the time of
-    convolutions and sums, forwards and backwards.
-    """
-    size = maps[0].shape[-2:]
-    summed: Tensor | None = None
-    for projection, each in zip(projections, maps, strict=True):
-        assert isinstance(projection, nn.Conv2d)
-        pixels, weight = each.permute(0, 2, 3, 1).flatten(0, 2), projection.weight.flatten(1).T
-        summed = pixels @ weight if summed is None else torch.addmm(summed, pixels, weight)
-    assert summed is not None
-    return summed.unflatten(0, (-1, *size)).permute(0, 3, 1, 2)
 
 
 class _Classifier(nn.Sequential):
@@ -58,9 +42,9 @@ class _Classifier(nn.Sequential):
         if not (self.training and self.dropout):
             return conv(x)  # type: ignore[no-any-return]
         kept = F.dropout(x.new_ones(x.shape[:2]), self.dropout)  # (B, C), 0 or 1 / (1 - dropout)
-        weights = conv.weight[:, :, 0, 0].T * kept[..., None]  # (B, C, num_classes)
-        logits = x.permute(0, 2, 3, 1).flatten(1, 2) @ weights
-        return (logits + conv.bias.to(logits.dtype)).mT.unflatten(2, x.shape[2:])
+        weights = conv.weight[:, :, 0, 0] * kept[:, None]  # (B, num_classes, C)
+        logits = torch.baddbmm(conv.bias, x.permute(0, 2, 3, 1).flatten(1, 2), weights.mT)
+        return logits.mT.unflatten(2, x.shape[2:])
 
 
 def classifier(in_channels: int, num_classes: int, dropout: float) -> nn.Sequential:
@@ -97,17 +81,4 @@ def bilinear_sum(maps: Sequence[Tensor], *, training: bool) -> Tensor:
             coarse.append(each)
         else:
             summed = summed + bilinear(each, summed)
-    return _add_resized(summed, coarse) if coarse else summed
-
-
-def _add_resized(finest: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    """The sum of `finest` (B, C, H, W) and the maps (B, C, h_i, w_i), resized to it."""
-    height, width = finest.shape[-2:]
-    rows, wide = [], []
-    for each in maps:
-        columns = interpolation(each.shape[-1], width, like=each)
-        wide.append((columns.T @ each.permute(0, 2, 3, 1)).flatten(2))  # (B, h_i, width * C)
-        rows.append(interpolation(each.shape[-2], height, like=each))
-    shares = torch.cat(rows).T.expand(len(finest), -1, -1)  # (B, H, sum of h_i)
-    lines = finest.permute(0, 2, 3, 1).flatten(2)  # (B, H, W * C)
-    return torch.baddbmm(lines, shares, torch.cat(wide, 1)).unflatten(2, (width, -1)).permute(0, 3, 1, 2)
+    return add_resized(summed, coarse) if coarse else summed

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionsft.models.heads.blocks import bilinear_sum, classifier, projected_sum, projections
+from visionsft.models.heads.blocks import bilinear_sum, classifier, projections
+from visionsft.models.heads.fusing import projected_sum, sub_pixels
 
 FINEST = 4
 """About the stride of the logits from a plain ViT's maps. Measured with a frozen ViT-S/14: on s2_forest logits at 14, 7
@@ -48,10 +49,12 @@ class SegformerHead(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         """Maps (B, channels[i], h_i, w_i), finest first -> logits (B, num_classes, h_0, w_0); of a plain ViT's maps
         `finer` times as many rows and columns."""
-        if self.training and len({each.shape[-2:] for each in features}) == 1:
+        if self.training:
             fused = projected_sum(self.projections, features)
         else:
             maps = [project(feature) for project, feature in zip(self.projections, features, strict=True)]
-            fused = bilinear_sum(maps, training=self.training)
+            fused = bilinear_sum(maps, training=False)
         logits: Tensor = self.classifier(self.norm(fused))
-        return F.pixel_shuffle(logits, self.finer) if self.finer > 1 else logits
+        if self.finer == 1:
+            return logits
+        return sub_pixels(logits, self.finer) if self.training else F.pixel_shuffle(logits, self.finer)

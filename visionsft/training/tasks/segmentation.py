@@ -61,7 +61,7 @@ class SegmentationModule(Task):
         upsampling = self.model.upsampling(logits, batch["image"])
         if isinstance(self.loss, SegmentationLoss):
             return self.loss.of_coarse(logits, upsampling, batch["mask"])
-        loss: Tensor = self.loss(upsampling(logits), batch["mask"])
+        loss: Tensor = self.loss(upsampling(logits), batch["mask"].long())
         return loss
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -80,8 +80,9 @@ class SegmentationModule(Task):
     def validation_step(self, batch: Batch, index: int) -> None:
         """Count one batch."""
         logits = self.model.upsample(self._coarse(batch), batch["image"])
-        self.confusion.update(logits, batch["mask"])
-        loss = self.loss(logits, batch["mask"])
+        mask = batch["mask"].long()  # from the feature cache bytes
+        self.confusion.update(logits, mask)
+        loss = self.loss(logits, mask)
         self.log("val/loss", loss, on_epoch=True, batch_size=len(batch["item"]), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
