@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,10 +110,11 @@ class Shard:
         self.block = block
         count = len(self.items)
         starts, _ = layout.places(count)
-        self.tensors = [
-            _channels_last(_array(block, start, (count, *_last(shape)), layout.dtype))
+        self.arrays = [
+            _array(block, start, (count, *_last(shape)), layout.dtype)
             for start, shape in zip(starts, layout.shapes, strict=False)
         ]
+        """Each (samples, H, W, C) or as the layout has it, in the order of memory."""
         self.targets = {
             target.name: _array(block, start, (count, *target.shape), target.kept)
             for start, target in zip(starts[len(layout.shapes) :], layout.targets, strict=True)
@@ -121,11 +123,11 @@ class Shard:
     def fill(self, row: int, stored: Sequence[Tensor], batch: Mapping[str, Any]) -> None:
         """Write a batch's samples from `row` on."""
         end = row + len(batch["item"])
-        for target, source in zip(self.tensors, stored, strict=True):
-            target[row:end] = source
+        for array, source in zip(self.arrays, stored, strict=True):
+            _channels_last(array)[row:end] = source
             # of NaN and infinity at least one is among these two, in a fiftieth of the time of torch.isfinite
-            if not all(map(math.isfinite, torch.stack(target[row:end].aminmax()).tolist())):
-                raise CacheError(f"features beyond the range of {target.dtype} can't be cached")
+            if not all(map(math.isfinite, torch.stack(array[row:end].aminmax()).tolist())):
+                raise CacheError(f"features beyond the range of {array.dtype} can't be cached")
         for name, kept in self.targets.items():
             kept[row:end] = batch[name]
 
@@ -177,7 +179,9 @@ class FeatureCache:
         right = header["key"] == f"{self.key}/{label}" and len(items) == count
         if not right or len(block) != self.layout.places(count)[1]:
             return None
-        if not written and zlib.crc32(block.data) != header["crc32"]:
+        if written:
+            block[:: mmap.PAGESIZE].max()  # pages are mapped now, as by summing up, and not in the first epoch's steps
+        elif zlib.crc32(block.data) != header["crc32"]:
             return None
         return Shard(block, items, self.layout)
 
@@ -306,9 +310,7 @@ class CachedLoader:
 
     def _gather(self, index: int, places: Sequence[tuple[Shard, int]]) -> Tensor:
         """One tensor of the batch, in the memory order in which it lies."""
-        rows = [shard.tensors[index][row] for shard, row in places]
-        stacked = torch.stack([each.movedim(0, -1) if each.ndim == 3 else each for each in rows])
-        return _channels_last(stacked).to(self.dtype)
+        return _channels_last(torch.stack([shard.arrays[index][row] for shard, row in places])).to(self.dtype)
 
 
 class CachedData(LightningDataModule):
