@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -61,10 +60,8 @@ class Backbone(nn.Module):
         and the maps are cropped accordingly. Without trainable parameters no gradient graph is built.
         """
         height, width = image.shape[-2:]
-        wants_gradient = image.requires_grad or any(p.requires_grad for p in self.model.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and wants_gradient):
-            seen, own = self._padded(image), self.geometry
-            maps = features(self.model, seen, own.indices, norm=own.norm, final=own.final)
+        seen, own = self._padded(image), self.geometry
+        maps = features(self.model, seen, own.indices, norm=own.norm, final=own.final)
         cropped = zip(maps, self.strides, strict=True)
         return [m[..., : ceil_to(height, s) // s, : ceil_to(width, s) // s] for m, s in cropped]
 

@@ -49,7 +49,10 @@ class Depthwise(nn.Conv2d):
         """image: (B, C, H, W) -> (B, C, H', W')."""
         if self.same:
             image = pad_same(image, list(self.kernel_size), list(self.stride), list(self.dilation))
-        if not (image.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()):
+        trains = torch.is_grad_enabled() and (
+            image.requires_grad or any(p.requires_grad for p in self.parameters(recurse=False))
+        )
+        if not (trains and image.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
             return F.conv2d(
                 image, self.weight, self.bias, self.stride, self.zeros, self.dilation, self.groups
             )

@@ -126,16 +126,17 @@ def measure(
     layout = _layout(data[0], compute)
     image = collate([data[i] for i in range(BATCH)])
     with tempfile.TemporaryDirectory() as folder:
-        forward, fill = [], []
+        fill = []
         portion = range(min(len(data), SHARD))  # as it is filled
-        for _ in range(min(rounds, 5)):
-            forward.append(seconds(lambda: [compute.prefix(b["image"]) for b in compute.load(data, portion)]))
-            # a file that goes leaves its memory to the next: pages that a virtual machine's host has yet to give take
-            # ten times as long to write
-            with tempfile.TemporaryDirectory() as trial:
-                cache = FeatureCache(layout, key="trial", folder=Path(trial))
-                fill.append(seconds(lambda cache=cache: cache.fill("t", data, portion, compute)))  # type: ignore[misc]
-        cache = FeatureCache(layout, key="key", folder=Path(folder))
+        # as from the second shard on: into the memory of the one before, and where a file has gone into that, too:
+        # pages that a virtual machine's host has yet to give take ten times as long to write
+        trial = FeatureCache(layout, key="trial", folder=Path(folder, "trial"))
+        for number in range(min(rounds, 8)):
+            forward = seconds(lambda: [compute.prefix(b["image"]) for b in compute.load(data, portion)])
+            fill.append(seconds(lambda number=number: trial.fill(f"t{number}", data, portion, compute)) / forward)  # type: ignore[misc]
+            for file in Path(folder, "trial").iterdir():
+                file.unlink()
+        cache = FeatureCache(layout, key="key", folder=Path(folder, "key"))
         shards = cache.fill("train", data, range(len(data)), compute)
         loader = CachedLoader(
             [shards], layout, batch_size=BATCH, dtype=dtype or torch.float32, in_chans=3,
@@ -156,7 +157,7 @@ def measure(
     return {
         "vs_head_only": middle["cached"] / middle["head"],
         "vs_uncached": middle["uncached"] / middle["cached"],
-        "fill_vs_forward": min(fill) / min(forward),
+        "fill_vs_forward": statistics.median(fill),
     }
 
 
