@@ -5,7 +5,8 @@
 Ratios of seconds a step, medians of alternated portions: `vs_head_only` is the cached step over the same step on
 one batch of features that already lies in memory (its bound is 1); `vs_uncached` is the uncached frozen step over the
 cached one, both with samples already loaded (reading and augmenting, which the cache also saves, isn't counted);
-`fill_vs_forward` is computing and storing over one forward pass. Without the weight files models are random.
+`fill_vs_forward` is computing and storing over one forward pass (see `use_pages`). Without the weight files models are
+random.
 """
 
 from __future__ import annotations
@@ -128,11 +129,11 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         fill = []
         portion = range(min(len(data), SHARD))  # as it is filled
-        # as from the second shard on: into the memory of the one before, and where a file has gone into that, too:
-        # pages that a virtual machine's host has yet to give take ten times as long to write
+        # as from the second shard on, whose block lies in the memory of the one before
         trial = FeatureCache(layout, key="trial", folder=Path(folder, "trial"))
         for number in range(min(rounds, 8)):
             forward = seconds(lambda: [compute.prefix(b["image"]) for b in compute.load(data, portion)])
+            use_pages(Path(folder, "pages"), layout.places(len(portion))[1])
             fill.append(seconds(lambda number=number: trial.fill(f"t{number}", data, portion, compute)) / forward)  # type: ignore[misc]
             for file in Path(folder, "trial").iterdir():
                 file.unlink()
@@ -159,6 +160,16 @@ def measure(
         "vs_uncached": middle["uncached"] / middle["cached"],
         "fill_vs_forward": statistics.median(fill),
     }
+
+
+def use_pages(path: Path, size: int) -> None:
+    """Write a file and remove it, so that the next one of `size` bytes goes into memory that this machine has.
+
+    A virtual machine's host takes back what has been free for two seconds (free page reporting), and to write to pages
+    that it has yet to give takes six times as long: a tenth of a second a shard here, in which nothing of ours runs.
+    """
+    path.write_bytes(bytes(size))
+    path.unlink()
 
 
 def endless(loader: CachedLoader) -> Iterator[Batch]:
