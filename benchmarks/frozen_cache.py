@@ -5,9 +5,9 @@
 Ratios of seconds a step, medians of alternated portions: `vs_head_only` is the cached step over the same step on
 one batch of features that already lies in memory (its bound is 1); `vs_uncached` is the uncached frozen step over the
 cached one, both with samples already loaded (reading and augmenting, which the cache also saves, isn't counted);
-`fill_vs_forward` is computing and storing over one forward pass (more on a virtual machine whose host takes free pages
-back: 72 MB are written in 0.02 s to pages that the machine has, in 0.1 s to others). Without the weight files models are
-random.
+`fill_vs_forward` is computing and storing over one forward pass (more on a virtual machine whose host takes free
+pages back: 72 MB are written in 0.02 s to pages that the machine has, in 0.1 s to others). Without the weight files
+models are random.
 """
 
 from __future__ import annotations
