@@ -7,9 +7,10 @@ the (tokens x tokens) probabilities, which matters for long sequences only.
 
 from __future__ import annotations
 
-import torch
 from timm.layers import Attention
 from torch import Tensor, nn
+
+from backbones.gradients import wants_gradient
 
 TOKENS = 640
 """Up to so many (384 x 384 pixels in patches of 16) the probabilities are kept: 5 MB an image and block of 6 heads."""
@@ -20,10 +21,8 @@ class _Attention(Attention):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """x: (B, tokens, C) -> (B, tokens, C)."""
-        trains = torch.is_grad_enabled() and (
-            x.requires_grad or any(p.requires_grad for p in self.parameters())
-        )
-        self.fused_attn = not (trains and x.device.type == "cpu" and x.shape[1] <= TOKENS)  # type: ignore[misc]
+        apart = x.device.type == "cpu" and x.shape[1] <= TOKENS and wants_gradient(self, x)
+        self.fused_attn = not apart  # type: ignore[misc]
         return super().forward(x, attn_mask, is_causal)  # type: ignore[no-any-return]
 
 

@@ -16,6 +16,8 @@ from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from backbones.gradients import wants_gradient
+
 
 class _Convolve(torch.autograd.Function):
     """conv2d in the input's dtype with a float32 backward pass."""
@@ -49,10 +51,7 @@ class Depthwise(nn.Conv2d):
         """image: (B, C, H, W) -> (B, C, H', W')."""
         if self.same:
             image = pad_same(image, list(self.kernel_size), list(self.stride), list(self.dilation))
-        trains = torch.is_grad_enabled() and (
-            image.requires_grad or any(p.requires_grad for p in self.parameters(recurse=False))
-        )
-        if not (trains and image.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
+        if not (image.device.type == "cpu" and torch.is_autocast_enabled("cpu") and wants_gradient(self, image)):
             return F.conv2d(
                 image, self.weight, self.bias, self.stride, self.zeros, self.dilation, self.groups
             )
